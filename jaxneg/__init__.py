@@ -1,0 +1,3 @@
+"""jaxneg: negative sampling for sequential recommendation, in JAX."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,58 @@
+"""The plain containers that travel between the parts of jaxneg.
+
+Shape letters: S seeds, B batch, L sequence length, N candidates, K kept, V items (ids 1..V; 0 is the pad),
+D width, C cases, Q distinct histories, H history, U users, E users that can be trained on, T rows.
+`#X` is 1 or X: one set of negatives per position ([B, L, N]), per sequence ([B, 1, N]) or per batch ([1, 1, N]).
+NamedTuples are pytrees, so all of them pass through jit, vmap and scan unchanged.
+"""
+
+from typing import NamedTuple
+
+from jaxtyping import Array, Bool, Float, Int
+
+
+class Batch(NamedTuple):
+    """One mini-batch of training sequences, left-padded with 0."""
+
+    inputs: Int[Array, "B L"]
+    targets: Int[Array, "B L"]  # targets[:, t] is the item that follows inputs[:, t]
+    history: Int[Array, "B H"]  # the user's distinct training items, ascending, padded with V + 1
+    history_length: Int[Array, "B"]
+
+
+class Candidates(NamedTuple):
+    """Items proposed as negatives, before any score is known."""
+
+    item_ids: Int[Array, "#B #L N"]
+    log_q: Float[Array, "#B #L N"]  # log probability with which the proposal draws this item, here
+    mask: Bool[Array, "#B #L N"]  # False: not a negative (pool exhausted, or an item of the user's)
+
+
+class Negatives(NamedTuple):
+    """Candidates with the model's scores: what a selector thins out and a loss consumes."""
+
+    item_ids: Int[Array, "#B #L N"]
+    scores: Float[Array, "B L N"]
+    log_q: Float[Array, "#B #L N"]
+    mask: Bool[Array, "#B #L N"]
+
+
+class Dataset(NamedTuple):
+    """The training data on the device, users' rows one after another."""
+
+    items: Int[Array, "T"]  # by user, then time; train, validation and test rows
+    user_start: Int[Array, "U"]  # index of user u's first row
+    train_end: Int[Array, "U"]  # one past user u's last training row
+    train_users: Int[Array, "E"]  # users with two training rows or more
+    history_items: Int[Array, "G"]  # users' distinct training items, ascending within each user
+    history_start: Int[Array, "U+1"]  # user u's are history_items[history_start[u] : history_start[u + 1]]
+
+
+class EvalCases(NamedTuple):
+    """What is ranked: each case is one target, scored from one history, a window of `Dataset.items`."""
+
+    history_start: Int[Array, "Q"]  # the history is items[history_start : history_end]
+    history_end: Int[Array, "Q"]
+    history_of_case: Int[Array, "C"]  # index in 0..Q-1
+    targets: Int[Array, "C"]
+    users: Int[Array, "C"]
