@@ -1,0 +1,1 @@
+"""Sequence models: item sequences in, one hidden state per position out."""

@@ -1,0 +1,199 @@
+"""SASRec (Kang & McAuley, ICDM 2018), in the form of the released code of Prakash et al. (arXiv 2410.17276).
+
+The item table stays outside the module, which takes embedded rows, so that a row-sparse optimizer can
+differentiate with respect to the gathered rows alone. Shape letters: see `jaxneg.types`.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.nn.initializers import glorot_uniform
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt32
+
+from jaxneg.errors import InputError
+
+Rate = float | int | Float[Array, ""]
+
+LAYER_NORM_EPSILON = 1e-8
+MASKED_SCORE = -1e9  # finite, so that the softmax of a row with no key left is uniform and not NaN
+
+
+def random_bits(key: PRNGKeyArray, shape: tuple[int, ...]) -> UInt32[Array, "..."]:
+    """Uniform 32-bit words by hashing each element's index with two words of the key.
+
+    The mixer is Wellons's `lowbias32` (github.com/skeeto/hash-prospector), applied twice. It costs a fraction
+    of threefry and is elementwise, so the bits are the same whatever the sharding. Meant for dropout only.
+    """
+    def mix(word):
+        word = (word ^ (word >> 16)) * jnp.uint32(0x21F0AAAD)
+        word = (word ^ (word >> 15)) * jnp.uint32(0xD35A2D97)
+        return word ^ (word >> 15)
+
+    first, second = jax.random.bits(key, (2,), jnp.uint32)
+    index = jax.lax.iota(jnp.uint32, math.prod(shape)).reshape(shape)
+    return mix(mix(index ^ first) + second)
+
+
+def dropout(key: PRNGKeyArray | None, values: Float[Array, "*shape"], rate: Rate) -> Float[Array, "*shape"]:
+    """Inverted dropout: zero with probability `rate` in [0, 1), else divided by 1 - rate.
+
+    `rate` may be traced (another one per vmapped seed); rate 0 is the exact identity. Without a key nothing
+    is traced.
+    """
+    if key is None:
+        return values
+    rate = jnp.asarray(rate, jnp.float32)
+    threshold = (rate * 2.0**32).astype(jnp.uint32)
+    keep = random_bits(key, values.shape) >= threshold
+    return jnp.where(keep, values * (1.0 / (1.0 - rate)).astype(values.dtype), 0)
+
+
+class LayerNorm(nn.Module):
+    """Over the last axis, with the biased variance and epsilon 1e-8 (flax's own default differs)."""
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        offset = self.param("offset", nn.initializers.zeros, (x.shape[-1],))
+        centred = x - jnp.mean(x, axis=-1, keepdims=True)
+        variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
+        return centred * jax.lax.rsqrt(variance + LAYER_NORM_EPSILON) * scale[None, None] + offset[None, None]
+
+
+def attend(
+    query: Float[Array, "B L D"],
+    key: Float[Array, "B L D"],
+    value: Float[Array, "B L D"],
+    allowed: Bool[Array, "B L L"],
+    num_heads: int,
+    rate: Rate,
+    dropout_key: PRNGKeyArray | None,
+) -> Float[Array, "B L D"]:
+    """Scaled dot-product attention; `allowed[b, i, j]`: position i may look at position j."""
+    batch, length, width = query.shape
+    query, key, value = (x.reshape(batch, length, num_heads, -1) for x in (query, key, value))
+    scores = jnp.einsum("bqhd,bkhd->bhqk", query * math.sqrt(num_heads / width), key)
+    weights = jax.nn.softmax(jnp.where(allowed[:, None], scores, MASKED_SCORE), axis=-1)
+    weights = dropout(dropout_key, weights, rate)
+    return jnp.einsum("bhqk,bkhd->bqhd", weights, value).reshape(batch, length, width)
+
+
+class Block(nn.Module):
+    """One block. The residuals add the NORMALISED input, and keys and values see the un-normalised one."""
+
+    num_heads: int
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "B L D"],
+        allowed: Bool[Array, "B L L"],
+        rate: Rate,
+        dropout_keys: tuple[PRNGKeyArray | None, PRNGKeyArray | None, PRNGKeyArray | None],
+    ) -> Float[Array, "B L D"]:
+        def dense(name):
+            return nn.Dense(x.shape[-1], kernel_init=glorot_uniform(), name=name)
+
+        attention_key, inner_key, outer_key = dropout_keys
+        normed = LayerNorm(name="attention_norm")(x)
+        query, key, value = dense("query")(normed), dense("key")(x), dense("value")(x)
+        x = normed + attend(query, key, value, allowed, self.num_heads, rate, attention_key)
+        normed = LayerNorm(name="ffn_norm")(x)
+        inner = dropout(inner_key, nn.relu(dense("ffn_inner")(normed)), rate)
+        return normed + dropout(outer_key, dense("ffn_outer")(inner), rate)
+
+
+class SASRec(nn.Module):
+    """The encoder: `num_blocks` blocks of `num_heads` heads on rows of `width`, up to `max_len` long.
+
+    Raises InputError where a size is below 1 or `num_heads` does not divide `width`.
+    """
+
+    num_blocks: int
+    num_heads: int
+    width: int
+    max_len: int
+
+    def __post_init__(self):
+        for name in ("num_blocks", "num_heads", "width", "max_len"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        if self.width % self.num_heads:
+            raise InputError(f"num_heads is {self.num_heads}: it must divide the width, {self.width}")
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(
+        self,
+        embedded: Float[Array, "B L D"],
+        is_item: Bool[Array, "B L"],
+        dropout_rate: Rate = 0.0,
+        dropout_key: PRNGKeyArray | None = None,
+    ) -> Float[Array, "B L D"]:
+        """Hidden states from `embedded`, unscaled rows of the item table (0 at pads).
+
+        Position embeddings are aligned at the right end, so a sequence cut to L < max_len by dropping pads on
+        its left gives the same states. At pads the output is the last LayerNorm's offset. `dropout_rate` may
+        be traced; no dropout is traced where `dropout_key` is None. Raises InputError where L > max_len.
+        """
+        length = embedded.shape[1]
+        if length > self.max_len:
+            raise InputError(f"sequence length is {length}: it must be at most max_len, {self.max_len}")
+        positions = self.param("positions", glorot_uniform(), (self.max_len, self.width))
+        num_sites = 1 + 3 * self.num_blocks
+        keys = [None] * num_sites if dropout_key is None else list(jax.random.split(dropout_key, num_sites))
+
+        allowed = is_item[:, None, :] & jnp.tri(length, dtype=bool)[None]
+        x = embedded * math.sqrt(self.width) + positions[None, self.max_len - length:]
+        x = jnp.where(is_item[..., None], dropout(keys[0], x, dropout_rate), 0)
+        for i in range(self.num_blocks):
+            block = Block(self.num_heads, name=f"block_{i}")
+            x = block(x, allowed, dropout_rate, tuple(keys[1 + 3 * i:4 + 3 * i]))
+            x = jnp.where(is_item[..., None], x, 0)
+        return LayerNorm(name="final_norm")(x)
+
+
+def lookup(item_table: Float[Array, "rows D"], item_ids: Int[Array, "*ids"]) -> Float[Array, "*ids D"]:
+    """Rows of the item table; id 0, the pad, gives zeros (and no gradient) whatever row 0 holds."""
+    rows = jnp.take(item_table, item_ids, axis=0, mode="clip")
+    return jnp.where(item_ids[..., None] != 0, rows, 0)
+
+
+def init(key: PRNGKeyArray, model: SASRec, num_items: int) -> dict:
+    """Initial parameters {"item_table": [num_items + 1, D], "encoder": flax parameters}.
+
+    Glorot uniform for every matrix and both tables, biases 0, LayerNorm scale 1 and offset 0; row 0 is 0.
+    """
+    table_key, encoder_key = jax.random.split(key)
+    item_table = glorot_uniform()(table_key, (num_items + 1, model.width)).at[0].set(0.0)
+    embedded = jnp.zeros((1, model.max_len, model.width))
+    encoder = model.init(encoder_key, embedded, jnp.ones((1, model.max_len), bool))["params"]
+    return {"item_table": item_table, "encoder": encoder}
+
+
+def encode(
+    model: SASRec,
+    params: dict,
+    inputs: Int[Array, "B L"],
+    dropout_rate: Rate = 0.0,
+    dropout_key: PRNGKeyArray | None = None,
+) -> Float[Array, "B L D"]:
+    """Hidden states of left-padded item ids (0 is the pad)."""
+    embedded = lookup(params["item_table"], inputs)
+    return model.apply({"params": params["encoder"]}, embedded, inputs != 0, dropout_rate, dropout_key)
+
+
+def score(
+    hidden: Float[Array, "B L D"], item_table: Float[Array, "rows D"], item_ids: Int[Array, "#B #L N"]
+) -> Float[Array, "B L N"]:
+    """Dot products of hidden states with items' rows (0 for id 0).
+
+    Ids shared by a sequence [B, 1, N] or by the batch [1, 1, N] are gathered once and scored by one matrix
+    product; only ids per position materialise [B, L, N, D].
+    """
+    axes = "".join(name for name, size in zip("bl", item_ids.shape, strict=False) if size > 1)
+    shared = [axis for axis in (0, 1) if item_ids.shape[axis] == 1]
+    rows = lookup(item_table, jnp.squeeze(item_ids, shared))
+    return jnp.einsum(f"bld,{axes}nd->bln", hidden, rows)
