@@ -1,0 +1,19 @@
+"""MovieLens-1M, with the settings that the paper tuned on MovieLens-10M.
+
+    python -m jaxneg.main --config=configs/ml1m.py:adaptive_mixed --workdir=runs/ml1m \\
+        --config.data.path=PATH/ratings.dat
+
+Duration: to be measured.
+Expected result: to be measured.
+"""
+
+from jaxneg import config as config_lib
+from jaxneg import tuned
+
+
+def get_config(arg: str | None = None):
+    method = config_lib.parse_arg(arg)
+    config = config_lib.use_method(config_lib.base(), method, tuned.ML10M[method])
+    config.dataset = "ml1m"
+    config.model.max_len = 200
+    return config

@@ -1,0 +1,21 @@
+"""Synthetic data, small enough for a laptop: nothing to download.
+
+    python -m jaxneg.main --config=configs/quickstart.py:adaptive_mixed --workdir=runs/quickstart
+
+Duration: to be measured.
+Expected result: to be measured.
+"""
+
+from jaxneg import config as config_lib
+from jaxneg import tuned
+
+
+def get_config(arg: str | None = None):
+    method = config_lib.parse_arg(arg)
+    config = config_lib.use_method(config_lib.base(), method, tuned.DEFAULT[method])
+    config.dataset = "quickstart"
+    config.data.format = "synthetic"
+    config.num_epochs = 40
+    config.eval_every = 10
+    config.model.max_len = 20
+    return config

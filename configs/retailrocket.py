@@ -1,0 +1,21 @@
+"""RetailRocket's page views in sessions, the paper's settings.
+
+    python -m jaxneg.main --config=configs/retailrocket.py:adaptive_mixed --workdir=runs/retailrocket \\
+        --config.data.path=PATH/events.csv
+
+Duration: to be measured.
+Expected result: to be measured.
+"""
+
+from jaxneg import config as config_lib
+from jaxneg import tuned
+
+
+def get_config(arg: str | None = None):
+    method = config_lib.parse_arg(arg)
+    config = config_lib.use_method(config_lib.base(), method, tuned.RETAILROCKET[method])
+    config.dataset = "retailrocket"
+    config.data.session_gap_seconds = 3600
+    config.data.event = "view"
+    config.osf = 30.0
+    return config

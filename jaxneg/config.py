@@ -1,0 +1,290 @@
+"""The configuration: every field with its default, what is allowed and what it means, in one table.
+
+`base` makes a config of the defaults, `use_method` sets a method and its settings, `validate` names every wrong
+value, and `resolve` turns a config into the frozen one that a run works from. Only `main` and `experiment` import
+this module: the inner parts get plain values. It imports no JAX, so `--help` and a refused flag are quick.
+"""
+
+import difflib
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from ml_collections import config_dict
+
+from jaxneg.errors import InputError
+
+METHODS = {
+    "uniform": "items drawn uniformly from those that the user has not met (paper: RNS)",
+    "popularity": "drawn by training frequency (PNS)",
+    "inverse_popularity": "drawn by 1 / training frequency (IPNS)",
+    "popularity_cohort": "drawn mostly from the positive's own cohort: head, mid or tail (PCNS)",
+    "in_batch": "other users' positives of the same batch (BNS)",
+    "mixed": "in-batch and uniform together (MNS)",
+    "adaptive": "the hardest of a uniform pool, by the model's own scores (ANS)",
+    "adaptive_mixed": "the hardest of a mixed pool (AMNS); used where no method is named",
+}
+DEFAULT_METHOD = "adaptive_mixed"
+
+DATA_FORMATS = ("auto", "movielens", "movielens_csv", "movielens_100k", "amazon", "retailrocket", "table", "parquet",
+                "synthetic")
+
+
+class Rule(NamedTuple):
+    """What a field may hold: words for the message, and the test of a value of the right type."""
+
+    text: str
+    holds: Callable[[Any], bool]
+
+
+class Field(NamedTuple):
+    """One config field. `default` None: unset, the field follows `reference` (see `BY_REFERENCE`)."""
+
+    default: Any
+    kind: type
+    rule: Rule
+    text: str
+
+
+def _at_least(low: float) -> Rule:
+    return Rule(f"{low} or more", lambda value: value >= low)
+
+
+def _one_of(*names: str) -> Rule:
+    return Rule("one of " + ", ".join(names), lambda value: value in names)
+
+
+def _each(text: str, holds: Callable[[Any], bool]) -> Rule:
+    return Rule(text, lambda values: len(values) > 0 and all(holds(value) for value in values))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+ANY = Rule("any value", lambda value: True)
+POSITIVE = Rule("finite and above 0", lambda value: math.isfinite(value) and value > 0)
+NOT_NEGATIVE = Rule("finite and 0 or more", lambda value: math.isfinite(value) and value >= 0)
+FRACTION = Rule("above 0 and below 1", lambda value: 0 < value < 1)
+BELOW_ONE = Rule("0 or more and below 1", lambda value: 0 <= value < 1)
+POSITIVE_INTS = _each("whole numbers of 1 or more, as in (5, 10)", lambda value: type(value) is int and value >= 1)
+PROBABILITIES = Rule("3 numbers from 0 to 1 with sum 1: same cohort, and the other two",
+                     lambda values: len(values) == 3 and all(_is_number(v) and 0 <= v <= 1 for v in values)
+                     and abs(sum(values) - 1) < 1e-6)
+
+FIELDS: dict[str, Field] = {
+    "dataset": Field("interactions", str, ANY, "name of the data set, as results.csv shows it"),
+    "method": Field(DEFAULT_METHOD, str, _one_of(*METHODS), "how negatives are drawn (the list below)"),
+    "num_seeds": Field(1, int, _at_least(1), "independent runs, trained side by side"),
+    "seed": Field(0, int, _at_least(0), "the run's root seed; seed s of a run never depends on num_seeds"),
+    "num_epochs": Field(201, int, _at_least(1), "an epoch is floor(users / batch_size) steps"),
+    "eval_every": Field(25, int, _at_least(1), "epochs between evaluations; one always follows the last epoch"),
+    "batch_size": Field(128, int, _at_least(1), "sequences per step"),
+    "learning_rate": Field(1e-3, float, POSITIVE, "Adam's step size, constant"),
+    "osf": Field(math.inf, float, Rule("above 0, or inf", lambda value: value > 0),
+                 "oversampling factor: only floor(osf * steps per epoch) distinct batches are made; inf: always fresh"),
+    "reference": Field(False, bool, ANY, "true: behave as the paper's released code wherever it differs"),
+    "steps_per_dispatch": Field(20, int, _at_least(1), "training steps that run as one device program"),
+    "data.path": Field("", str, ANY, "the raw interaction file (plain, .gz or inside a .zip)"),
+    "data.format": Field("auto", str, _one_of(*DATA_FORMATS), "the file's format; auto looks at the file"),
+    "data.user_column": Field("SessionId", str, ANY, "name of the user or session column of a table"),
+    "data.item_column": Field("ItemId", str, ANY, "name of the item column of a table"),
+    "data.time_column": Field("Time", str, ANY, "name of the time column of a table"),
+    "data.cache_dir": Field("", str, ANY, "where prepared data is kept; empty: the user's cache folder"),
+    "data.split": Field("temporal", str, _one_of("temporal", "leave_one_out"),
+                        "temporal: the last rows of all are the test; leave_one_out: each user's last row"),
+    "data.test_fraction": Field(0.05, float, FRACTION, "share of the rows that are the test (temporal split)"),
+    "data.valid_fraction": Field(0.05, float, FRACTION, "share of the rows before them that are validation"),
+    "data.min_user_rows": Field(2, int, _at_least(1), "users with fewer rows are dropped, again and again"),
+    "data.min_item_rows": Field(5, int, _at_least(1), "items with fewer rows are dropped, again and again"),
+    "data.drop_repeats": Field(True, bool, ANY, "drop a row that repeats the item just before it"),
+    "data.session_gap_seconds": Field(0, int, _at_least(0), "a longer pause starts a new session; 0: no sessions"),
+    "data.event": Field("", str, ANY, "keep only this event of a file with events; empty: all"),
+    "data.recent_days": Field(7.0, float, POSITIVE, "last days of training that the recent baseline counts"),
+    "data.synthetic.num_rows": Field(100_000, int, _at_least(1), "rows of the synthetic data (format=synthetic)"),
+    "data.synthetic.num_users": Field(2_000, int, _at_least(1), "its users"),
+    "data.synthetic.num_items": Field(1_000, int, _at_least(2), "its items"),
+    "data.synthetic.seed": Field(0, int, _at_least(0), "its seed"),
+    "sampler.num_in_batch": Field(10, int, _at_least(0), "in-batch negatives (in_batch, mixed, adaptive_mixed)"),
+    "sampler.num_uniform": Field(100, int, _at_least(0), "uniform negatives (uniform, mixed, and the adaptive ones)"),
+    "sampler.num_popularity": Field(50, int, _at_least(0),
+                                    "negatives of popularity, inverse_popularity and popularity_cohort"),
+    "sampler.num_kept": Field(5, int, _at_least(1), "hardest candidates kept (adaptive, adaptive_mixed)"),
+    "sampler.scope": Field("sequence", str, _one_of("sequence", "position", "batch"),
+                           "who shares one set of negatives: a sequence's positions, nobody, or the batch"),
+    "sampler.pool": Field(None, str, _one_of("uniform", "in_batch"), "what adaptive draws its pool from"),
+    "sampler.mixed_excludes": Field(None, str, _one_of("history", "targets"),
+                                    "what the uniform part of a mixed pool leaves out"),
+    "sampler.popularity_exponent": Field(1.0, float, NOT_NEGATIVE, "popularity draws by frequency to this power"),
+    "sampler.cohort_probabilities": Field((0.8, 0.1, 0.1), tuple, PROBABILITIES,
+                                          "popularity_cohort: chance of the positive's cohort, and of the other two"),
+    "sampler.max_redraws": Field(8, int, _at_least(0), "redraws of a weighted draw that is the user's; then masked"),
+    "model.width": Field(50, int, _at_least(1), "width of the embeddings and of every layer"),
+    "model.num_blocks": Field(2, int, _at_least(1), "transformer blocks"),
+    "model.num_heads": Field(1, int, _at_least(1), "attention heads; they divide the width"),
+    "model.max_len": Field(50, int, _at_least(1), "last items of a history that the model sees"),
+    "model.dropout": Field(0.2, float, BELOW_ONE, "dropout of embeddings, attention and feed-forward layers"),
+    "optimizer.b1": Field(0.9, float, BELOW_ONE, "Adam's decay of the mean"),
+    "optimizer.b2": Field(0.98, float, BELOW_ONE, "Adam's decay of the variance"),
+    "optimizer.epsilon": Field(1e-8, float, POSITIVE, "Adam's epsilon"),
+    "optimizer.tensorflow_epsilon": Field(None, bool, ANY, "epsilon without bias correction, as in TensorFlow 1"),
+    "loss.name": Field("bce", str, _one_of("bce"), "binary cross-entropy"),
+    "loss.negative_weight": Field(1.0, float, NOT_NEGATIVE, "weight of the negatives' mean"),
+    "loss.count_pads": Field(None, bool, ANY, "padded positions join the means"),
+    "loss.keep_unselected": Field(None, bool, ANY, "candidates that were not kept join the mean as constants"),
+    "eval.ks": Field((10,), tuple, POSITIVE_INTS, "the K of HR@K and its kin; 10 always joins them"),
+    "eval.filter_seen": Field(False, bool, ANY, "leave a user's earlier items out of the ranking"),
+    "eval.rolling_history": Field(False, bool, ANY, "a test user's earlier test items join the history"),
+    "eval.memory_mb": Field(256, int, _at_least(1), "bound on the scores held at once"),
+    "eval.empty_balance": Field(None, float, Rule("nan or 1", lambda value: math.isnan(value) or value == 1),
+                                "Balance where nothing is hit, or a cohort is empty"),
+}
+
+# Where the release differs from the paper: (this project's value, the release's). `reference` picks; a set field wins.
+BY_REFERENCE = {
+    "sampler.pool": ("uniform", "in_batch"),
+    "sampler.mixed_excludes": ("history", "targets"),
+    "optimizer.tensorflow_epsilon": (False, True),
+    "loss.count_pads": (False, True),
+    "loss.keep_unselected": (False, True),
+    "eval.empty_balance": (math.nan, 1.0),
+}
+
+
+def base() -> config_dict.ConfigDict:
+    """A locked config of every field's default: what a config file starts from."""
+    config = config_dict.ConfigDict()
+    for name, field in FIELDS.items():
+        *groups, leaf = name.split(".")
+        node = config
+        for group in groups:
+            if group not in node:
+                node[group] = config_dict.ConfigDict()
+            node = node[group]
+        node[leaf] = config_dict.placeholder(field.kind) if field.default is None else field.default
+    return config.lock()
+
+
+def parse_arg(arg: str | None) -> str:
+    """The method named by a config file's argument, as in `configs/ml1m.py:mixed`; adaptive_mixed for none.
+
+    Raises InputError for a method that is not known.
+    """
+    method = arg or DEFAULT_METHOD
+    if method not in METHODS:
+        raise InputError(f"unknown method {method!r}{_nearest(method, METHODS)}; known: {', '.join(METHODS)}")
+    return method
+
+
+def use_method(config: config_dict.ConfigDict, method: str, settings: Mapping[str, Any]) -> config_dict.ConfigDict:
+    """Sets `config.method` and that method's settings, {field name: value}; returns the config."""
+    config.method = method
+    config.update_from_flattened_dict(dict(settings))
+    return config
+
+
+def known(name: str) -> Field:
+    """The field of that dotted name. Raises InputError, with the nearest name, where there is none."""
+    if name in FIELDS:
+        return FIELDS[name]
+    inside = [field for field in FIELDS if field.startswith(name + ".")]
+    if inside:
+        raise InputError(f"config.{name} is a group of fields: set one of {', '.join(inside)}")
+    raise InputError(f"config has no field {name!r}{_nearest(name, FIELDS)}; --help lists them all")
+
+
+def allowed(field: Field) -> str:
+    """What a field may hold, in words."""
+    kinds = {int: "a whole number", float: "a number", bool: "true or false", str: "text", tuple: "a tuple"}
+    return kinds[field.kind] if field.rule is ANY else f"{kinds[field.kind]}, {field.rule.text}"
+
+
+def validate(config: Mapping[str, Any]) -> None:
+    """Raises one InputError that names every wrong value of the config, with what is allowed."""
+    values = flatten(config)
+    for name in values:
+        known(name)
+    missing = [name for name in FIELDS if name not in values]
+    if missing:
+        raise InputError(f"config lacks the fields {', '.join(missing)}: start from jaxneg.config.base()")
+    wrong = [f"config.{name}={value!r} is not allowed: {allowed(FIELDS[name])}"
+             for name, value in values.items() if not _fits(value, FIELDS[name])]
+    wrong = wrong or _conflicts(values)
+    if wrong:
+        raise InputError("; ".join(wrong))
+
+
+def resolve(config: Mapping[str, Any]) -> config_dict.FrozenConfigDict:
+    """Validates a config, fills in what follows `reference`, puts 10 among `eval.ks`, and freezes it.
+
+    Resolving twice changes nothing.
+
+    Raises InputError (see `validate`).
+    """
+    validate(config)
+    values = flatten(config)
+    values["eval.ks"] = tuple(sorted({10, *values["eval.ks"]}))
+    resolved = base()
+    for name, choices in BY_REFERENCE.items():
+        if values[name] is None:
+            values[name] = choices[values["reference"]]
+    resolved.update_from_flattened_dict(values)
+    return config_dict.FrozenConfigDict(resolved)
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{dotted field name: value} of a nested config."""
+    flat = {}
+    for key in config:
+        value = config[key]
+        if isinstance(value, Mapping | config_dict.ConfigDict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def num_candidates(values: Mapping[str, Any]) -> dict[str, int]:
+    """The sampler fields that the method of a flat config uses, with their values; their sum is its pool."""
+    pool = values["sampler.pool"] or BY_REFERENCE["sampler.pool"][values["reference"]]
+    used = {"in_batch": ("in_batch",), "uniform": ("uniform",), "mixed": ("in_batch", "uniform"),
+            "adaptive": (pool,), "adaptive_mixed": ("in_batch", "uniform")}
+    names = [f"sampler.num_{part}" for part in used.get(values["method"], ("popularity",))]
+    return {name: values[name] for name in names}
+
+
+def _fits(value: Any, field: Field) -> bool:
+    """Whether a value has a field's type and obeys its rule; unset is right where the default is unset."""
+    if value is None:
+        return field.default is None
+    if field.kind is float:
+        return _is_number(value) and field.rule.holds(value)
+    right_type = isinstance(value, field.kind) and (field.kind is bool or not isinstance(value, bool))
+    return right_type and field.rule.holds(value)
+
+
+def _conflicts(values: Mapping[str, Any]) -> list[str]:
+    """Fields that are right alone and wrong together."""
+    wrong = []
+    drawn = num_candidates(values)
+    pool = sum(drawn.values())
+    width, heads, kept = values["model.width"], values["model.num_heads"], values["sampler.num_kept"]
+    if width % heads:
+        wrong.append(f"config.model.num_heads={heads} must divide config.model.width={width}")
+    if pool == 0:
+        fields = " or ".join(f"config.{name}" for name in drawn)
+        wrong.append(f"method {values['method']} needs 1 negative or more: set {fields}")
+    elif values["method"].startswith("adaptive") and kept > pool:
+        sizes = " + ".join(f"config.{name}={number}" for name, number in drawn.items())
+        wrong.append(f"config.sampler.num_kept={kept} is more than the pool of {pool} ({sizes}): keep {pool} or fewer")
+    if values["data.test_fraction"] + values["data.valid_fraction"] >= 1:
+        wrong.append("config.data.test_fraction + config.data.valid_fraction must be below 1")
+    return wrong
+
+
+def _nearest(name: str, names: Mapping[str, Any]) -> str:
+    """' (did you mean ...?)', or nothing where no name is like it."""
+    by_leaf = {known_name.rsplit(".", 1)[-1]: known_name for known_name in names}
+    match = difflib.get_close_matches(name, names, 1) or [
+        by_leaf[leaf] for leaf in difflib.get_close_matches(name.rsplit(".", 1)[-1], by_leaf, 1)]
+    return f" (did you mean {match[0]!r}?)" if match else ""
