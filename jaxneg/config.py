@@ -74,7 +74,7 @@ PROBABILITIES = Rule("3 numbers from 0 to 1 with sum 1: same cohort, and the oth
 
 FIELDS: dict[str, Field] = {
     "dataset": Field("interactions", str, ANY, "name of the data set, as results.csv shows it"),
-    "method": Field(DEFAULT_METHOD, str, _one_of(*METHODS), "how negatives are drawn (the list below)"),
+    "method": Field(DEFAULT_METHOD, str, _one_of(*METHODS), "how negatives are drawn (the list above)"),
     "num_seeds": Field(1, int, _at_least(1), "independent runs, trained side by side"),
     "seed": Field(0, int, _at_least(0), "the run's root seed; seed s of a run never depends on num_seeds"),
     "num_epochs": Field(201, int, _at_least(1), "an epoch is floor(users / batch_size) steps"),
@@ -92,7 +92,7 @@ FIELDS: dict[str, Field] = {
     "data.time_column": Field("Time", str, ANY, "name of the time column of a table"),
     "data.cache_dir": Field("", str, ANY, "where prepared data is kept; empty: the user's cache folder"),
     "data.split": Field("temporal", str, _one_of("temporal", "leave_one_out"),
-                        "temporal: the last rows of all are the test; leave_one_out: each user's last row"),
+                        "the test: the last rows of all, or each user's last row"),
     "data.test_fraction": Field(0.05, float, FRACTION, "share of the rows that are the test (temporal split)"),
     "data.valid_fraction": Field(0.05, float, FRACTION, "share of the rows before them that are validation"),
     "data.min_user_rows": Field(2, int, _at_least(1), "users with fewer rows are dropped, again and again"),

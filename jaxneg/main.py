@@ -1,0 +1,141 @@
+"""Train and evaluate one method of negative sampling on one data set.
+
+Reads the flags, checks the config, and hands both to `jaxneg.experiment.run`. Whatever the user can mend is one line
+on stderr and exit code 2. JAX is imported only when a run starts.
+"""
+
+import ast
+import pathlib
+import re
+import runpy
+import sys
+import traceback
+
+from absl import flags
+from ml_collections import config_dict, config_flags
+
+from jaxneg import config as config_lib
+from jaxneg.errors import InputError
+
+USAGE = """\
+jaxneg trains a sequential recommender (SASRec) with one method of negative sampling and measures its accuracy and its
+popularity bias: interaction file -> prepared data -> training -> ranks over the whole catalogue -> results.csv.
+
+  python -m jaxneg.main --config=configs/NAME.py[:METHOD] --workdir=DIR [--config.FIELD=VALUE ...]
+
+  python -m jaxneg.main --config=configs/quickstart.py:mixed --workdir=runs/mixed --config.num_seeds=4
+  python -m jaxneg.main --config=configs/ml1m.py:adaptive_mixed --workdir=runs/ml1m --config.data.path=PATH/ratings.dat
+
+--workdir receives config.json, metrics.jsonl, cases.npz and results.csv.
+"""
+
+
+def main(argv: list[str]) -> int:
+    """Runs the job of a command line (argv[0] is the program). Returns the exit code: 0, 2 bad input, 130 interrupted."""
+    try:
+        if {"-h", "-help", "--help"} & set(argv[1:]):
+            print(usage())
+            return 0
+        config, workdir = parse_flags(argv)
+        from jaxneg import experiment  # here, so that --help and a refused flag do not wait for JAX
+
+        experiment.run(config, workdir)
+        return 0
+    except InputError as error:
+        print(f"jaxneg: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("jaxneg: interrupted", file=sys.stderr)
+        return 130
+
+
+def parse_flags(argv: list[str]) -> tuple[config_dict.FrozenConfigDict, str]:
+    """The resolved config and the work folder of a command line. Raises InputError for anything that is wrong in it."""
+    source, argv = _take_config_flag(argv)
+    config = load_config(source)
+    for arg in argv[1:]:
+        override = re.match(r"--?(?:no)?config\.([^=]+)", arg)
+        if override:
+            config_lib.known(override[1])
+    values = flags.FlagValues()
+    try:
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
+        flags.DEFINE_string("workdir", None, "folder for the results", flag_values=values)
+        rest = values(argv)[1:]
+    except flags.Error as error:
+        field = re.match(r"flag --config\.([\w.]+)=", str(error))
+        hint = f" (allowed: {config_lib.allowed(config_lib.known(field[1]))})" if field else ""
+        raise InputError(_one_line(error) + hint) from error
+    if rest:
+        raise InputError(f"unexpected argument {rest[0]!r}: every setting is a flag, as in --workdir=DIR")
+    if not values.workdir:
+        raise InputError("--workdir is needed, as in --workdir=runs/first: the folder for the results")
+    return config_lib.resolve(values.config), values.workdir
+
+
+def load_config(source: str) -> config_dict.ConfigDict:
+    """Runs `get_config` of a config file: `source` is PATH.py, or PATH.py:ARGUMENT.
+
+    Raises InputError for a file that is not there, and for whatever the file raises.
+    """
+    name, *argument = source.split(":", 1)
+    path = pathlib.Path(name)
+    if not path.is_file():
+        there = ", ".join(str(file) for file in sorted(path.parent.glob("*.py"))) or "none"
+        raise InputError(f"--config={source}: there is no file {path}; the .py files in {path.parent}: {there}")
+    try:
+        config = runpy.run_path(name)["get_config"](*argument)
+    except InputError:
+        raise
+    except Exception as error:  # the config file is the user's own code: whatever it raises is about that file
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == name]
+        where = f" in line {lines[-1]}" if lines else ""
+        raise InputError(f"--config={source}: {type(error).__name__}{where}: {_one_line(error)}") from error
+    if not isinstance(config, config_dict.ConfigDict):
+        raise InputError(f"--config={source}: get_config must return a config made by jaxneg.config.base()")
+    return config
+
+
+def usage() -> str:
+    """The text of --help: what it does, examples, the config files, the methods, and every field."""
+    configs = pathlib.Path(__file__).parent.parent / "configs"
+    lines = [USAGE]
+    if configs.is_dir():
+        lines.append("configs/ (each file's head gives its command):")
+        for file in sorted(configs.glob("*.py")):
+            about = (ast.get_docstring(ast.parse(file.read_text())) or "").split("\n")[0]
+            lines.append(f"  {file.stem:<14}{about}")
+    lines.append("\nmethods, after the colon or as --config.method:")
+    lines += [f"  {name:<20}{text}" for name, text in config_lib.METHODS.items()]
+    lines.append("\nfields, as --config.FIELD=VALUE (defaults; a config file may set others):")
+    for name, field in config_lib.FIELDS.items():
+        default = "as reference" if field.default is None else repr(field.default)
+        choices = f" ({field.rule.text})" if field.kind is str and field.rule is not config_lib.ANY else ""
+        lines.append(f"  {f'{name}={default}':<40} {field.text}{choices if name != 'method' else ''}")
+    return "\n".join(lines)
+
+
+def _take_config_flag(argv: list[str]) -> tuple[str, list[str]]:
+    """The value of --config (in either form, --config=FILE or --config FILE) and the other arguments."""
+    source, others, rest = "", [], list(argv)
+    while rest:
+        arg = rest.pop(0)
+        name, equals, value = arg.partition("=")
+        if name in ("-config", "--config"):
+            source = value if equals else (rest.pop(0) if rest and not rest[0].startswith("-") else "")
+        else:
+            others.append(arg)
+    if not source:
+        raise InputError("--config is needed, as in --config=configs/quickstart.py:mixed; --help tells more")
+    return source, others
+
+
+def _one_line(error: Exception) -> str:
+    """An exception's message in one line, without the dump of all fields that a locked config adds."""
+    text = str(error.args[0]) if error.args else str(error)
+    text = re.sub(r"Other fields present.*?(?=Did you mean|$)", "", text, flags=re.DOTALL)
+    return " ".join(text.split()).strip("'")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
