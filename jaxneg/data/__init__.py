@@ -1,0 +1,1 @@
+"""From a raw interaction file to prepared arrays: download, raw, prepare, synthetic, dataset."""

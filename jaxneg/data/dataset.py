@@ -1,0 +1,147 @@
+"""From a prepared folder to device arrays: the training set, its mini-batches, and the cases to rank."""
+
+import json
+import pathlib
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+
+from jaxneg.errors import InputError
+from jaxneg.types import Batch, Dataset, EvalCases
+
+
+class Prepared(NamedTuple):
+    """A prepared folder, memory-mapped. Flat arrays run over users' rows, by user then time."""
+
+    items: np.ndarray  # [T] 1..V
+    times: np.ndarray  # [T]
+    user_start: np.ndarray  # [U+1]
+    train_end: np.ndarray  # [U]
+    valid_end: np.ndarray  # [U]
+    item_counts: np.ndarray  # [V+1] distinct training users
+    recent_counts: np.ndarray  # [V+1] training rows of the last days
+    item_cohorts: np.ndarray  # [V+1] 0 head, 1 mid, 2 tail
+    meta: dict
+
+    @property
+    def num_users(self) -> int:
+        return len(self.train_end)
+
+    @property
+    def num_items(self) -> int:
+        return len(self.item_counts) - 1
+
+
+def load(folder: str | pathlib.Path) -> Prepared:
+    """The prepared folder as memory-mapped arrays; no pickle is ever read."""
+    folder = pathlib.Path(folder)
+    names = [name for name in Prepared._fields if name != "meta"]
+    arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in names}
+    return Prepared(**arrays, meta=json.loads((folder / "meta.json").read_text()))
+
+
+def training_set(prepared: Prepared) -> Dataset:
+    """The training arrays as int32 NumPy, ready to be put on a device.
+
+    Raises:
+      InputError: no user has two training items, so there is nothing to learn from.
+    """
+    start = np.asarray(prepared.user_start[:-1])
+    train_length = np.asarray(prepared.train_end) - start
+    train_users = np.flatnonzero(train_length >= 2)
+    if len(train_users) == 0:
+        raise InputError("no user has two training rows or more: there is nothing to train on")
+    history_start, history_items = _distinct_histories(prepared)
+    return Dataset(
+        items=np.asarray(prepared.items, np.int32),
+        user_start=start.astype(np.int32),
+        train_end=np.asarray(prepared.train_end, np.int32),
+        train_users=train_users.astype(np.int32),
+        history_items=history_items,
+        history_start=history_start.astype(np.int32),
+    )
+
+
+def _distinct_histories(prepared: Prepared) -> tuple[np.ndarray, np.ndarray]:
+    """Each user's distinct training items, ascending, one user after another: (start [U+1], items [G])."""
+    length = np.asarray(prepared.train_end) - np.asarray(prepared.user_start[:-1])
+    user = np.repeat(np.arange(prepared.num_users), np.diff(prepared.user_start))
+    position = np.arange(len(prepared.items))
+    in_train = position < np.asarray(prepared.train_end)[user]
+    # One integer per (user, item) pair: its sorted distinct values are the histories in order.
+    pair = np.unique(user[in_train] * np.int64(prepared.num_items + 1) + prepared.items[in_train])
+    owner, items = np.divmod(pair, prepared.num_items + 1)
+    start = np.zeros(len(length) + 1, np.int64)
+    np.cumsum(np.bincount(owner, minlength=len(length)), out=start[1:])
+    return start, items.astype(np.int32)
+
+
+def longest_history(dataset: Dataset) -> int:
+    """H: the largest number of distinct training items of any user."""
+    return int(np.diff(np.asarray(dataset.history_start)).max())
+
+
+def target_counts(dataset: Dataset, max_len: int, num_items: int) -> np.ndarray:
+    """How often each item is a training target, over one pass through the users that can be drawn: [V+1].
+
+    Users are drawn uniformly, so this is each item's expected share of a batch's positives.
+    """
+    users = np.asarray(dataset.train_users)
+    end = np.asarray(dataset.train_end)[users].astype(np.int64)
+    first = np.maximum(np.asarray(dataset.user_start)[users] + 1, end - max_len)
+    length = end - first
+    row = np.arange(length.sum()) + np.repeat(first - (np.cumsum(length) - length), length)
+    return np.bincount(np.asarray(dataset.items)[row], minlength=num_items + 1)
+
+
+def windows(items: Int[Array, "T"], start: Int[Array, "Q"], end: Int[Array, "Q"], max_len: int) -> Int[Array, "Q L"]:
+    """The last `max_len` of items[start : end] for each of Q windows, left-padded with 0: [Q, max_len]."""
+    index = end[:, None] - max_len + jnp.arange(max_len)[None]
+    inside = index >= start[:, None]
+    return jnp.where(inside, jnp.take(items, jnp.maximum(index, 0), axis=0), 0)
+
+
+def draw_batch(
+    key: jax.Array, dataset: Dataset, *, batch_size: int, max_len: int, num_items: int, history_size: int
+) -> Batch:
+    """A mini-batch of users drawn uniformly with replacement among those with two training items or more.
+
+    Each sequence is the user's last max_len + 1 training items (PAPER, training): inputs are all but the last,
+    targets all but the first, left-padded with 0. `history_size` is H, at least the longest history.
+    """
+    num_users = dataset.train_users.shape[0]
+    users = dataset.train_users[jax.random.randint(key, (batch_size,), 0, num_users)]
+    sequence = windows(dataset.items, dataset.user_start[users], dataset.train_end[users], max_len + 1)
+    first, last = dataset.history_start[users], dataset.history_start[users + 1]
+    offset = jnp.arange(history_size)[None]
+    index = jnp.minimum(first[:, None] + offset, dataset.history_items.shape[0] - 1)
+    own = offset < (last - first)[:, None]
+    history = jnp.where(own, dataset.history_items[index], num_items + 1)
+    # A first item has no input before it: a sequence shorter than the window has its first item as input only.
+    targets = jnp.where(sequence[:, :-1] > 0, sequence[:, 1:], 0)
+    return Batch(sequence[:, :-1], targets, history, last - first)
+
+
+def evaluation_cases(prepared: Prepared, split: str, rolling: bool = False) -> EvalCases:
+    """The cases of split "valid" or "test" (PAPER, evaluation), as NumPy arrays in (user, time) order.
+
+    Validation: every validation row of a user with a training row, ranked from the training history. Test: every
+    test row of a user with a training or validation row, ranked from both. With `rolling`, the split's earlier
+    rows of the user join the history, so every case has its own.
+    """
+    start = np.asarray(prepared.user_start[:-1])
+    ends = {"valid": (prepared.train_end, prepared.valid_end), "test": (prepared.valid_end, prepared.user_start[1:])}
+    history_end, split_end = (np.asarray(bound) for bound in ends[split])
+    user = np.flatnonzero((history_end > start) & (split_end > history_end))
+    count = (split_end - history_end)[user]
+    case_user = np.repeat(user, count)
+    row = np.arange(count.sum()) + np.repeat(history_end[user] - (np.cumsum(count) - count), count)
+    if rolling:
+        starts, ends_, history = start[case_user], row, np.arange(len(row))
+    else:
+        starts, ends_, history = start[user], history_end[user], np.repeat(np.arange(len(user)), count)
+    arrays = (starts, ends_, history, np.asarray(prepared.items)[row], case_user)
+    return EvalCases(*(np.ascontiguousarray(array, np.int32) for array in arrays))

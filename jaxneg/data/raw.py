@@ -1,0 +1,303 @@
+"""A raw file in a known format -> a frame with the columns user, item and time (and event, where there is one).
+
+A format is one row of FORMATS. Ids that are all whole numbers stay integers, others become categories; times are
+int64. Files may be plain, gzipped, or inside a zip (see archive.py); parquet is told by its first bytes.
+"""
+
+import csv
+import io
+import pathlib
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
+
+from jaxneg.data.archive import open_stream
+from jaxneg.errors import InputError
+
+COLUMNS = ("SessionId", "ItemId", "Time")  # of a table, unless others are stated
+PARQUET_MAGIC = b"PAR1"
+HEAD_BYTES = 1 << 16
+BLOCK_BYTES = 1 << 23
+MAX_ID_LENGTH = 256  # characters; ids are kept as fixed-width text
+MAX_TIME = 2**53  # above it a float64 no longer tells two whole numbers apart
+INTEGER = r"^(0|-?[1-9][0-9]{0,17})$"  # "007" and "7" are two ids, so 007 keeps a column from being integers
+TIME_RULE = "a time is a number >= 0 (seconds since 1970, or a rank) or a date since 1970"
+
+
+class RawFormat(NamedTuple):
+    """How one text format is laid out. `names` of a file without header are its fields; "" is an empty field."""
+
+    delimiter: str  # one character: "::" is read as ":" with empty fields between
+    names: tuple[str, ...]
+    header: bool
+    first_line: str  # a regular expression that the first line matches, and no other format's does
+    example: str
+    columns: tuple[str, str, str] = ("user", "item", "time")
+    event: str = ""  # the column with the kind of event, if there is one
+    ticks_per_second: int = 1
+
+
+FORMATS = {
+    "movielens_dat": RawFormat(
+        ":", ("user", "", "item", "", "rating", "", "time"), False,
+        r"[^:,\t]+::[^:,\t]+::[^:,\t]+::[^:,\t]+", "user::item::rating::time",
+    ),
+    "movielens_csv": RawFormat(
+        ",", (), True, r"userId,movieId,rating,timestamp", "userId,movieId,rating,timestamp (a header)",
+        columns=("userId", "movieId", "timestamp"),
+    ),
+    "movielens_100k": RawFormat(
+        "\t", ("user", "item", "rating", "time"), False,
+        r"[^\t]+\t[^\t]+\t[0-9.]+\t[0-9]+", "user<tab>item<tab>rating<tab>time, no header",
+    ),
+    "amazon": RawFormat(
+        ",", ("user", "item", "rating", "time"), False,
+        r"[^,]+,[^,]+,[0-9.]+,[0-9]+", "user,item,rating,time, no header",
+    ),
+    "amazon_csv": RawFormat(
+        ",", (), True, r"UserId,ProductId,Rating,Timestamp", "UserId,ProductId,Rating,Timestamp (a header)",
+        columns=("UserId", "ProductId", "Timestamp"),
+    ),
+    "retailrocket": RawFormat(
+        ",", (), True, r"timestamp,visitorid,event,itemid(,transactionid)?",
+        "timestamp,visitorid,event,itemid,transactionid (a header; milliseconds)",
+        columns=("visitorid", "itemid", "timestamp"), event="event", ticks_per_second=1000,
+    ),
+}  # fmt: skip
+NAMES = ("auto", *FORMATS, "table")
+
+
+def read(
+    path: str | pathlib.Path,
+    format: str = "auto",
+    *,
+    columns: Sequence[str] = COLUMNS,
+    member: str = "",
+) -> pd.DataFrame:
+    """Reads a raw file into a frame with the columns user, item (integers or categories), time (int64).
+
+    Args:
+        path: a text or parquet file; plain, gzipped, or in a zip.
+        format: a name in FORMATS, "table" (a file with a header, or parquet), or "auto": told by the first line.
+        columns: the user, item and time columns of a table.
+        member: which member of a zip to read, where its name does not tell.
+
+    Returns:
+        The rows in file order. RetailRocket has a fourth column, event. `attrs["format"]` is the format found,
+        `attrs["ticks_per_second"]` the unit of time: 1 for seconds, 1000 for milliseconds.
+
+    Raises:
+        InputError: the file is missing, empty, damaged or in another format than stated, a column is missing, a time
+            is unparsable, NaN or negative, an id is NaN or empty, or there are fewer than two items.
+    """
+    if format not in NAMES:
+        raise InputError(f"format is {format!r}; allowed are {', '.join(NAMES)}")
+    if len(columns) != 3 or len(set(columns)) != 3 or not all(isinstance(c, str) and c for c in columns):
+        raise InputError(f"columns is {tuple(columns)}; allowed are three different names: user, item, time")
+    with open_stream(path, member) as stream:
+        head = stream.read(HEAD_BYTES)
+        stream.seek(0)
+        if head.startswith(PARQUET_MAGIC):
+            if format not in ("auto", "table"):
+                raise InputError(f"{path}: is a parquet file, not {format}; allowed for it are auto and table")
+            found, wanted, spec = "table", tuple(columns), None
+            table = _read_parquet(stream, path, wanted)
+        else:
+            found, spec = _detect(path, head, format, columns)
+            wanted = spec.columns + ((spec.event,) if spec.event else ())
+            table = _read_text(stream, path, spec, wanted)
+    if table.num_rows == 0:
+        raise InputError(f"{path}: there is no row of data in it")
+    user, item, time = (table[name] for name in wanted[:3])
+    times, ticks = _times(time, path, wanted[2])
+    data = {"user": _ids(user, path, wanted[0]), "item": _ids(item, path, wanted[1]), "time": times}
+    if spec is not None and spec.event:
+        data["event"] = _ids(table[spec.event], path, spec.event)
+    frame = pd.DataFrame(data, copy=False)
+    if (frame["item"] == frame["item"].iloc[0]).all():
+        raise InputError(f"{path}: all {len(frame)} rows have the same item; at least two items are needed")
+    frame.attrs["format"] = found
+    frame.attrs["ticks_per_second"] = ticks if spec is None else ticks * spec.ticks_per_second
+    return frame
+
+
+def _detect(path, head: bytes, format: str, columns: Sequence[str]) -> tuple[str, RawFormat]:
+    """The format's name and layout, from the first line; a table's layout is made here from its header."""
+    line = _first_line(path, head)
+    if format in FORMATS:
+        if not re.fullmatch(FORMATS[format].first_line, line.replace('"', ""), re.IGNORECASE):
+            raise InputError(f"{path}: is not {format}: its first line is {line[:100]!r}, "
+                             f"where {FORMATS[format].example} is wanted")  # fmt: skip
+        return format, FORMATS[format]
+    if format == "auto":
+        for name, spec in FORMATS.items():
+            exact = line.replace('"', "")
+            if re.fullmatch(spec.first_line, exact, re.IGNORECASE) and (not spec.header or _has(exact, spec)):
+                return name, spec
+    return "table", _table_format(path, line, columns)
+
+
+def _has(line: str, spec: RawFormat) -> bool:
+    return set(spec.columns) <= set(line.split(spec.delimiter))
+
+
+def _first_line(path, head: bytes) -> str:
+    lines = head.removeprefix(b"\xef\xbb\xbf").splitlines()
+    line = next((line for line in lines if line.strip()), b"")
+    if not line:
+        raise InputError(f"{path}: there is no row of data in it")
+    if b"\0" in line:
+        raise InputError(f"{path}: is neither UTF-8 text nor parquet, nor a gzip or zip of one")
+    try:
+        return line.decode()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is not UTF-8 text ({error.reason} in its first line)") from error
+
+
+def _table_format(path, line: str, columns: Sequence[str]) -> RawFormat:
+    headers = {d: next(csv.reader(io.StringIO(line), delimiter=d)) for d in ("\t", ",")}
+    delimiter = max(headers, key=lambda d: (len(set(columns) & set(headers[d])), len(headers[d])))
+    header = headers[delimiter]
+    missing = [name for name in columns if name not in header]
+    if missing:
+        raise InputError(
+            f"{path}: no column {', '.join(missing)} in its first line, which has {_listed(header)} (tab- or comma-separated); "
+            f"state the user, item and time columns, or the format: {', '.join(NAMES)}"
+        )
+    double = [name for name in columns if header.count(name) > 1]
+    if double:
+        raise InputError(f"{path}: column {double[0]} is there more than once")
+    return RawFormat(delimiter, (), True, "", "", tuple(columns))
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(repr(name[:60]) for name in names[:12])
+    return shown + (f" and {len(names) - 12} more" if len(names) > 12 else "")
+
+
+def _read_text(stream, path, spec: RawFormat, wanted: Sequence[str]) -> pa.Table:
+    """Parses the wanted columns in blocks: ids as dictionaries of text, times as whatever they look like."""
+    names = [name or f"empty_{i}" for i, name in enumerate(spec.names)]
+    empty = [name for name in names if name.startswith("empty_")]
+    text = pa.dictionary(pa.int32(), pa.string())
+    types = {name: text for name in wanted if name != spec.columns[2]} | {name: pa.null() for name in empty}
+    try:
+        table = pacsv.read_csv(
+            stream,
+            read_options=pacsv.ReadOptions(column_names=names or None, block_size=BLOCK_BYTES),
+            parse_options=pacsv.ParseOptions(delimiter=spec.delimiter),
+            convert_options=pacsv.ConvertOptions(
+                include_columns=[*wanted, *empty], column_types=types, strings_can_be_null=True
+            ),
+        )
+    except pa.ArrowInvalid as error:
+        reason = str(error).splitlines()[0]
+        example = f"; a row is {spec.example}" if spec.example else ""
+        raise InputError(f"{path}: cannot be parsed: {reason[:300]}{example}") from error
+    return table.select(list(wanted))
+
+
+def _read_parquet(stream, path, wanted: Sequence[str]) -> pa.Table:
+    source = stream if stream.seekable() and isinstance(stream, io.BufferedReader) else pa.BufferReader(stream.read())
+    try:
+        file = pq.ParquetFile(source)
+        missing = [name for name in wanted if name not in file.schema_arrow.names]
+        if missing:
+            has = _listed(file.schema_arrow.names)
+            raise InputError(f"{path}: no column {', '.join(missing)}; the file has {has}")
+        return file.read(columns=list(wanted)).select(list(wanted))
+    except pa.ArrowException as error:
+        raise InputError(f"{path}: is not a sound parquet file ({str(error).splitlines()[0][:200]})") from error
+
+
+def _ids(column: pa.ChunkedArray, path, name: str) -> np.ndarray | pd.Categorical:
+    """Ids as int64 where all of them are whole numbers, otherwise as categories of text."""
+    if column.null_count:
+        raise InputError(f"{path}: row {_first(pc.is_null(column))}: {name} is empty or NaN; every row needs an id")
+    kind = column.type
+    if pa.types.is_dictionary(kind) and not _is_text(kind.value_type):
+        column, kind = column.cast(kind.value_type), kind.value_type
+    if pa.types.is_floating(kind):
+        values = column.to_numpy()
+        wrong = ~(np.isfinite(values) & (values == np.round(values)) & (np.abs(values) < MAX_TIME))
+        if wrong.any():
+            row = int(np.argmax(wrong))
+            raise InputError(f"{path}: row {row + 1}: {name} is {values[row]}; ids are whole numbers or text")
+        return values.astype(np.int64)
+    if pa.types.is_integer(kind) and kind != pa.uint64():
+        return column.cast(pa.int64()).to_numpy()
+    if not (_is_text(kind) or pa.types.is_dictionary(kind) or kind == pa.uint64()):
+        raise InputError(f"{path}: column {name} has the type {kind}; ids are whole numbers or text")
+    if not pa.types.is_dictionary(kind):
+        column = pc.dictionary_encode(column.cast(pa.string()))
+    encoded = column.unify_dictionaries().combine_chunks()
+    encoded = encoded.chunk(0) if isinstance(encoded, pa.ChunkedArray) else encoded
+    codes, values = encoded.indices.to_numpy(), encoded.dictionary.cast(pa.string())
+    return _decode(codes, values, path, name)
+
+
+def _decode(codes: np.ndarray, values: pa.Array, path, name: str) -> np.ndarray | pd.Categorical:
+    if pc.any(pc.match_substring_regex(values, r"^\s*$")).as_py():
+        blank = np.flatnonzero(pc.match_substring_regex(values, r"^\s*$").to_numpy(zero_copy_only=False))
+        used = np.isin(codes, blank)
+        if used.any():
+            raise InputError(f"{path}: row {int(np.argmax(used)) + 1}: {name} is empty; every row needs an id")
+    longest = pc.max(pc.utf8_length(values)).as_py()
+    if longest > MAX_ID_LENGTH:
+        raise InputError(f"{path}: an id in {name} has {longest} characters; at most {MAX_ID_LENGTH} are allowed")
+    if pc.all(pc.match_substring_regex(values, INTEGER)).as_py():
+        return values.cast(pa.int64()).to_numpy()[codes]
+    return pd.Categorical.from_codes(codes, pd.Index(values.to_pylist(), dtype="str"))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
+def _times(column: pa.ChunkedArray, path, name: str) -> tuple[np.ndarray, int]:
+    """Times as int64 and how many of them make a second: 1, or 1000 where fractions of a second are there."""
+    if column.null_count:
+        raise InputError(f"{path}: row {_first(pc.is_null(column))}: {name} is empty or NaN; {TIME_RULE}")
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        column, kind = column.cast(kind.value_type), kind.value_type
+    if pa.types.is_date(kind) or pa.types.is_timestamp(kind):
+        whole = pa.types.is_date(kind) or kind.unit == "s"
+        values = column.cast(pa.timestamp("s" if whole else "ms"), safe=False).cast(pa.int64()).to_numpy()
+        return _checked(values, path, name), 1 if whole else 1000
+    if _is_text(kind):
+        text = column.to_pandas()
+        values = pd.to_numeric(text, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+        if np.isnan(values).any():
+            row = int(np.argmax(np.isnan(values)))
+            raise InputError(f"{path}: row {row + 1}: {name} is {str(text.iloc[row])[:60]!r}; {TIME_RULE}")
+    elif pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        values = column.to_numpy()
+    else:
+        raise InputError(f"{path}: column {name} has the type {kind}; {TIME_RULE}")
+    values = _checked(values, path, name)
+    if np.issubdtype(values.dtype, np.integer):
+        return values.astype(np.int64, copy=False), 1
+    if (values == np.floor(values)).all():
+        return values.astype(np.int64), 1
+    return np.round(values * 1000.0).astype(np.int64), 1000
+
+
+def _checked(values: np.ndarray, path, name: str) -> np.ndarray:
+    wrong = ~((values >= 0) & (values <= MAX_TIME))
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        raise InputError(f"{path}: row {row + 1}: {name} is {values[row]}; {TIME_RULE}")
+    return values
+
+
+def _first(mask: pa.ChunkedArray) -> int:
+    """The first true row, counted from 1 after the header."""
+    return int(np.argmax(mask.to_numpy())) + 1
