@@ -31,7 +31,7 @@ popularity bias: interaction file -> prepared data -> training -> ranks over the
 
 
 def main(argv: list[str]) -> int:
-    """Runs the job of a command line (argv[0] is the program). Returns the exit code: 0, 2 bad input, 130 interrupted."""
+    """Runs a command line (argv[0] is the program). Returns the exit code: 0, 2 for bad input, 130 if interrupted."""
     try:
         if {"-h", "-help", "--help"} & set(argv[1:]):
             print(usage())

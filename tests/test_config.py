@@ -1,0 +1,196 @@
+"""The config table, the data sets' settings, what is refused, and how `reference` fills what is unset."""
+
+import math
+import pathlib
+
+import pytest
+from ml_collections import config_dict
+
+from jaxneg import config, main, samplers
+from jaxneg.errors import InputError
+
+CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
+NAMES = ["quickstart", "ml1m", "ml10m", "beauty", "retailrocket", "interactions"]
+
+# The paper's tuned settings as published: batch, learning rate, and the draws: in-batch/uniform/kept, or one number.
+PAPER = {
+    "ml10m": {"uniform": "64 1e-2 50", "popularity": "64 1e-4 50", "in_batch": "128 1e-2 5", "mixed": "128 1e-2 50/50",
+              "adaptive": "128 1e-2 100/0/5", "adaptive_mixed": "64 1e-2 10/100/25"},
+    "beauty": {"uniform": "128 1e-4 5", "popularity": "128 1e-4 5", "in_batch": "128 1e-4 50", "mixed": "64 1e-3 5/5",
+               "adaptive": "128 1e-4 100/0/25", "adaptive_mixed": "64 1e-3 10/100/5"},
+    "retailrocket": {"uniform": "256 1e-3 5", "popularity": "256 1e-2 5", "in_batch": "128 1e-4 50",
+                     "mixed": "256 1e-3 5/5", "adaptive": "256 1e-2 100/0/5", "adaptive_mixed": "128 1e-3 10/100/5"},
+}
+
+
+def load(name, method=""):
+    return main.load_config(f"{CONFIGS / name}.py" + (f":{method}" if method else ""))
+
+
+def with_values(**values):
+    changed = config.base()
+    changed.update_from_flattened_dict({name.replace("__", "."): value for name, value in values.items()})
+    return changed
+
+
+def test_config_files_are_those_that_are_tested():
+    assert sorted(path.stem for path in CONFIGS.glob("*.py")) == sorted(NAMES)
+
+
+def test_methods_are_those_of_the_samplers():
+    assert set(config.METHODS) == set(samplers.METHODS)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("method", config.METHODS)
+def test_every_config_is_valid_with_every_method(name, method):
+    resolved = config.resolve(load(name, method))
+    assert resolved.method == method
+    assert config.resolve(load(name)).method == "adaptive_mixed"
+
+
+@pytest.mark.parametrize(("name", "column"), [("ml10m", "ml10m"), ("ml1m", "ml10m"), ("beauty", "beauty"),
+                                              ("retailrocket", "retailrocket")])
+@pytest.mark.parametrize("method", config.METHODS)
+def test_tuned_settings_are_the_papers(name, column, method):
+    published = PAPER[column]["popularity" if method in ("inverse_popularity", "popularity_cohort") else method]
+    batch_size, learning_rate, draws = published.split()
+    resolved = config.resolve(load(name, method))
+    assert (resolved.batch_size, resolved.learning_rate) == (int(batch_size), float(learning_rate))
+    sampler = resolved.sampler
+    numbers = [int(number) for number in draws.split("/")]
+    got = {"uniform": [sampler.num_uniform], "in_batch": [sampler.num_in_batch],
+           "mixed": [sampler.num_in_batch, sampler.num_uniform],
+           "adaptive": [sampler.num_uniform, 0, sampler.num_kept],
+           "adaptive_mixed": [sampler.num_in_batch, sampler.num_uniform, sampler.num_kept]}
+    assert got.get(method, [sampler.num_popularity]) == numbers
+    if method == "adaptive":  # the same hundred from the batch, when the release is followed
+        assert sampler.num_in_batch == numbers[0]
+
+
+def test_what_the_data_sets_set():
+    loaded = {name: config.resolve(load(name)) for name in NAMES}
+    assert {name: c.osf for name, c in loaded.items()} == {
+        "quickstart": math.inf, "ml1m": math.inf, "interactions": math.inf, "ml10m": 30, "beauty": 30,
+        "retailrocket": 30}
+    assert [loaded[name].model.max_len for name in ("ml1m", "ml10m", "beauty", "retailrocket", "interactions")] == [
+        200, 200, 50, 50, 50]
+    assert (loaded["retailrocket"].data.session_gap_seconds, loaded["retailrocket"].data.event) == (3600, "view")
+    for c in loaded.values():
+        assert (c.num_seeds, c.seed, c.reference, c.model.width, c.model.dropout) == (1, 0, False, 50, 0.2)
+    assert (loaded["ml10m"].num_epochs, loaded["ml10m"].eval_every) == (201, 25)
+
+
+def test_reference_fills_only_what_is_unset():
+    plain = config.resolve(config.base())
+    assert (plain.sampler.pool, plain.sampler.mixed_excludes) == ("uniform", "history")
+    assert (plain.loss.keep_unselected, plain.loss.count_pads, plain.optimizer.tensorflow_epsilon) == (False,) * 3
+    assert math.isnan(plain.eval.empty_balance)
+
+    released = config.resolve(with_values(reference=True, loss__count_pads=False))
+    assert (released.sampler.pool, released.sampler.mixed_excludes) == ("in_batch", "targets")
+    assert (released.loss.keep_unselected, released.optimizer.tensorflow_epsilon) == (True, True)
+    assert released.eval.empty_balance == 1
+    assert released.loss.count_pads is False
+
+
+def test_resolve_freezes_and_is_idempotent():
+    once = config.resolve(with_values(eval__ks=(20, 5), seed=3))
+    assert isinstance(once, config_dict.FrozenConfigDict)
+    assert once.eval.ks == (5, 10, 20)
+    again = config.flatten(config.resolve(once))
+    assert math.isnan(again.pop("eval.empty_balance"))
+    assert again == {name: value for name, value in config.flatten(once).items() if name != "eval.empty_balance"}
+
+
+@pytest.mark.parametrize(("name", "value", "says"), [
+    ("batch_size", 0, "1 or more"), ("num_seeds", 0, "1 or more"), ("num_epochs", -1, "1 or more"),
+    ("seed", -1, "0 or more"), ("learning_rate", 0.0, "finite and above 0"), ("learning_rate", math.inf, "finite"),
+    ("learning_rate", math.nan, "finite"), ("osf", 0.0, "above 0, or inf"), ("osf", math.nan, "above 0, or inf"),
+    ("osf", -math.inf, "above 0, or inf"), ("method", "hard", "adaptive_mixed"),
+    ("data.split", "random", "temporal, leave_one_out"), ("data.format", "json", "auto"),
+    ("data.test_fraction", 1.0, "below 1"), ("data.valid_fraction", 0.0, "above 0"),
+    ("sampler.scope", "user", "sequence, position, batch"), ("sampler.pool", "popularity", "uniform, in_batch"),
+    ("sampler.mixed_excludes", "none", "history, targets"), ("sampler.num_kept", 0, "1 or more"),
+    ("sampler.popularity_exponent", -1.0, "0 or more"), ("sampler.cohort_probabilities", (0.8, 0.1), "3 numbers"),
+    ("sampler.cohort_probabilities", (0.8, 0.1, 0.2), "sum 1"), ("model.dropout", 1.0, "below 1"),
+    ("model.dropout", -0.1, "0 or more"), ("model.max_len", 0, "1 or more"), ("eval.ks", (), "whole numbers"),
+    ("eval.ks", (0,), "whole numbers"), ("eval.ks", (1.5,), "whole numbers"), ("loss.name", "bpr", "bce"),
+    ("eval.empty_balance", 0.5, "nan or 1"), ("optimizer.epsilon", 0.0, "above 0"),
+])
+def test_wrong_values_are_named(name, value, says):
+    changed = config.base()
+    changed.update_from_flattened_dict({name: value})
+    with pytest.raises(InputError) as error:
+        config.validate(changed)
+    message = str(error.value)
+    assert f"config.{name}={value!r}" in message and says in message and "\n" not in message
+
+
+@pytest.mark.parametrize("value", [True, 1.5, "7", None])
+def test_wrong_types_are_named(value):
+    values = config.base().to_dict()
+    values["batch_size"] = value
+    with pytest.raises(InputError, match=r"config\.batch_size=.* is not allowed: a whole number"):
+        config.validate(values)
+
+
+def test_all_wrong_values_are_named_at_once():
+    with pytest.raises(InputError, match=r"config\.batch_size=0 .*config\.model\.dropout=2\.0 "):
+        config.validate(with_values(batch_size=0, model__dropout=2.0))
+
+
+@pytest.mark.parametrize(("values", "says"), [
+    ({"model.width": 50, "model.num_heads": 3}, "num_heads=3 must divide config.model.width=50"),
+    ({"method": "adaptive_mixed", "sampler.num_kept": 111}, "pool of 110"),
+    ({"method": "adaptive", "sampler.num_kept": 101}, "pool of 100"),
+    ({"method": "adaptive", "reference": True, "sampler.num_kept": 11}, "pool of 10 "),
+    ({"method": "adaptive", "sampler.pool": "in_batch", "sampler.num_kept": 11}, "pool of 10 "),
+    ({"method": "uniform", "sampler.num_uniform": 0}, "set config.sampler.num_uniform"),
+    ({"method": "popularity_cohort", "sampler.num_popularity": 0}, "set config.sampler.num_popularity"),
+    ({"method": "mixed", "sampler.num_in_batch": 0, "sampler.num_uniform": 0}, "needs 1 negative or more"),
+    ({"data.test_fraction": 0.6, "data.valid_fraction": 0.4}, "must be below 1"),
+])
+def test_conflicts_are_named(values, says):
+    changed = config.base()
+    changed.update_from_flattened_dict(values)
+    with pytest.raises(InputError) as error:
+        config.validate(changed)
+    assert says in str(error.value)
+
+
+@pytest.mark.parametrize("values", [
+    {"method": "uniform", "sampler.num_kept": 500},  # not an adaptive method: nothing is kept or dropped
+    {"method": "mixed", "sampler.num_in_batch": 0},
+    {"method": "adaptive", "sampler.num_kept": 100},
+    {"eval.ks": (1, 1000)}, {"osf": 0.5}, {"learning_rate": 1}, {"model.dropout": 0.0},
+])
+def test_right_values_pass(values):
+    changed = config.base()
+    changed.update_from_flattened_dict(values)
+    config.validate(changed)
+
+
+def test_a_misspelt_field_gets_the_nearest_name():
+    with pytest.raises(InputError, match=r"no field 'batchsize' \(did you mean 'batch_size'\?\)"):
+        config.known("batchsize")
+    with pytest.raises(InputError, match="did you mean 'sampler.num_kept'"):
+        config.known("num_kpt")
+    with pytest.raises(InputError, match="a group of fields: set one of model.width, "):
+        config.known("model")
+    values = config.base().to_dict() | {"learning_rat": 0.1}
+    with pytest.raises(InputError, match="did you mean 'learning_rate'"):
+        config.validate(values)
+
+
+def test_a_missing_field_is_named():
+    values = config.base().to_dict()
+    del values["osf"], values["model"]["width"]
+    with pytest.raises(InputError, match="lacks the fields osf, model.width"):
+        config.validate(values)
+
+
+def test_an_unknown_method_lists_the_known():
+    with pytest.raises(InputError, match=r"unknown method 'mixd' \(did you mean 'mixed'\?\); known: uniform, pop"):
+        config.parse_arg("mixd")
+    assert config.parse_arg(None) == config.parse_arg("") == "adaptive_mixed"
