@@ -1,0 +1,327 @@
+"""Interactions -> the arrays that training and evaluation use: sessions, filters, split, cohorts.
+
+The steps and their order are those of Prakash et al. (arXiv 2410.17276, section 4.1); each is a plain value in
+PrepareSettings. Everything is vectorised, and every result depends on the rows and the settings alone.
+
+Users are numbered 0..U-1 by raw id (sessions: by raw id, then time), items 1..V by raw id; numbers sort as numbers.
+"""
+
+import math
+import pathlib
+import sys
+import time as clock
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from jaxneg.data import raw, store
+from jaxneg.errors import InputError
+
+SPLITS = ("temporal", "leave_one_out")
+DAY_SECONDS = 86400
+HEAD, MID, TAIL = 0, 1, 2
+PAD_ID = -1  # stands in item_ids[0] where ids are integers; "" where they are text
+
+
+class PrepareSettings(NamedTuple):
+    """How interactions become sequences. The default is the paper's for MovieLens and Amazon ratings."""
+
+    session_gap_seconds: float | None = None  # a longer gap starts a new sequence; None: one sequence per user
+    sort_ties_by_item: bool = False  # within a user, order equal times by item id, not by row
+    event: str = ""  # keep only this kind of event, where the file has kinds; "" keeps all
+    drop_repeats: bool = True  # drop a row that repeats the item just before it in its sequence
+    min_user_rows: int = 2  # drop shorter sequences ...
+    min_item_rows: int = 5  # ... and rarer items, in turn, until nothing changes
+    split: str = "temporal"  # or leave_one_out
+    test_fraction: float = 0.05  # of the rows: the latest ones are test
+    valid_fraction: float = 0.05  # of the rows: those just before them are validation
+    recent_days: float = 7.0  # the window of recent_counts, before the last training row
+
+
+RETAILROCKET = PrepareSettings(session_gap_seconds=3600.0, sort_ties_by_item=True, event="view")
+
+
+class Rows(NamedTuple):
+    """Interactions as arrays [T], sorted by user, then time; user and item are codes into the ids."""
+
+    user: np.ndarray
+    item: np.ndarray
+    time: np.ndarray
+
+
+def prepare(
+    path: str | pathlib.Path,
+    settings: PrepareSettings = PrepareSettings(),
+    *,
+    format: str = "auto",
+    columns: Sequence[str] = raw.COLUMNS,
+    member: str = "",
+    cache_dir: str | pathlib.Path | None = None,
+    name: str = "",
+) -> pathlib.Path:
+    """Prepares a raw file and returns the folder with its arrays and meta.json; a folder made before is reused.
+
+    The folder lies in `cache_dir` (default: the user's cache folder) and is found by a fingerprint of the raw file's
+    content and of all settings. `name` (default: from the file's name) is only for people. Raises InputError.
+    """
+    check(settings)
+    path = pathlib.Path(path)
+    key = {"content": store.content_hash(path), "settings": settings._asdict(), "format": format,
+           "columns": list(columns), "member": member}  # fmt: skip
+
+    def build():
+        start = clock.perf_counter()
+        say(f"reading {path}")
+        frame = raw.read(path, format, columns=columns, member=member)
+        say(f"read {len(frame):,} rows ({frame.attrs['format']}) in {clock.perf_counter() - start:.1f} s; preparing")
+        arrays, meta = prepare_frame(frame, settings, source=str(path))
+        say(f"prepared {meta['num_rows']:,} rows of {meta['num_users']:,} users and {meta['num_items']:,} items, "
+            f"{meta['num_test_cases']:,} test cases, in {clock.perf_counter() - start:.1f} s")  # fmt: skip
+        return arrays, meta
+
+    return store.cached(cache_dir, name or path.name.split(".")[0], key, build)
+
+
+def say(line: str) -> None:
+    """A line of progress, on stderr."""
+    print(f"jaxneg: {line}", file=sys.stderr, flush=True)
+
+
+def check(settings: PrepareSettings) -> None:
+    """Raises InputError, naming the value and what is allowed, where a setting is out of range."""
+    s = settings
+    gap = s.session_gap_seconds
+    test, valid = s.test_fraction, s.valid_fraction
+    rules = [
+        ("session_gap_seconds", gap is None or 0 < gap < math.inf, "None or a number > 0"),
+        ("split", s.split in SPLITS, " or ".join(SPLITS)),
+        ("min_user_rows", s.min_user_rows >= 1, "a number >= 1"),
+        ("min_item_rows", s.min_item_rows >= 1, "a number >= 1"),
+        ("test_fraction", 0 < test < 1 and test + valid < 1, "0 < test_fraction, and both fractions together < 1"),
+        ("valid_fraction", 0 < valid < 1 and test + valid < 1, "0 < valid_fraction, and both fractions together < 1"),
+        ("recent_days", 0 < s.recent_days < math.inf, "a number > 0"),
+    ]
+    for name, holds, allowed in rules:
+        if not holds:
+            raise InputError(f"{name} is {getattr(s, name)!r}; allowed is {allowed}")
+
+
+def prepare_frame(
+    frame: pd.DataFrame, settings: PrepareSettings = PrepareSettings(), *, source: str = "the data"
+) -> tuple[dict[str, np.ndarray], dict]:
+    """The pure core: a frame of user, item, time (and event) -> the arrays of a prepared folder, and its meta.
+
+    Args:
+        frame: rows in the file's order; `attrs["ticks_per_second"]` is the unit of time (1 where it is not given).
+        source: what messages call the data.
+
+    Returns:
+        items int32 [T], times int64 [T], user_start, train_end, valid_end int64, item_counts and recent_counts int64
+        [V+1], item_cohorts int8 [V+1], user_ids [U], item_ids [V+1]; and a dict of plain values.
+
+    Raises:
+        InputError: a setting is out of range, nothing or fewer than two items are left, no test or validation case.
+    """
+    check(settings)
+    ticks = int(frame.attrs.get("ticks_per_second", 1))
+    rows, user_ids, item_ids, removed = _sequences(frame, settings, ticks, source)
+    rows, user_ids, item_ids, removed["support"] = _supported(rows, user_ids, item_ids, settings)
+    if len(item_ids) < 2:
+        raise InputError(_nothing_left(source, len(frame), removed, len(item_ids), settings))
+    num_users, num_items = len(user_ids), len(item_ids)
+    user_start = _starts(rows.user, num_users)
+    split = temporal_split(rows.time, settings.test_fraction, settings.valid_fraction)
+    if settings.split == "leave_one_out":
+        split = leave_one_out(user_start)
+    train_end = user_start[:-1] + np.bincount(rows.user[split == 0], minlength=num_users)
+    valid_end = train_end + np.bincount(rows.user[split == 1], minlength=num_users)
+    has_train, has_history = train_end > user_start[:-1], valid_end > user_start[:-1]
+    valid_cases = int((valid_end - train_end)[has_train].sum())
+    test_cases = int((user_start[1:] - valid_end)[has_history].sum())
+    for part, cases in (("test", test_cases), ("validation", valid_cases)):
+        if not cases:
+            raise InputError(f"{source}: the {settings.split} split has no {part} case (a {part} row of a user with "
+                             f"earlier rows); {len(rows.user)} rows of {num_users} users are left to split")  # fmt: skip
+    train = Rows(*(column[split == 0] for column in rows))
+    item_counts = np.append(0, distinct_users(train.user, train.item, num_items))
+    since = int(train.time.max()) - settings.recent_days * DAY_SECONDS * ticks
+    recent_counts = np.append(0, np.bincount(train.item[train.time > since], minlength=num_items))
+    item_cohorts = np.append(-1, cohorts(item_counts[1:])).astype(np.int8)
+    arrays = {
+        "items": (rows.item + 1).astype(np.int32), "times": rows.time, "user_start": user_start,
+        "train_end": train_end, "valid_end": valid_end, "item_counts": item_counts, "recent_counts": recent_counts,
+        "item_cohorts": item_cohorts, "user_ids": user_ids, "item_ids": _with_pad(item_ids),
+    }  # fmt: skip
+    meta = {
+        "num_users": num_users, "num_items": num_items, "num_rows": len(rows.user),
+        "num_train_rows": len(train.user), "num_valid_cases": valid_cases, "num_test_cases": test_cases,
+        "cohort_sizes": dict(zip(("head", "mid", "tail"), np.bincount(item_cohorts[1:], minlength=3).tolist())),
+        "time_range": [int(rows.time.min()), int(rows.time.max())], "ticks_per_second": ticks,
+        "format": frame.attrs.get("format", "frame"), "num_raw_rows": len(frame), "removed_rows": removed,
+        "settings": settings._asdict(),
+    }  # fmt: skip
+    return arrays, meta
+
+
+def _sequences(frame: pd.DataFrame, settings: PrepareSettings, ticks: int, source: str):
+    """Sorted rows after sessions, the event filter and consecutive repeats; the ids; how many rows each step cost."""
+    if len(frame) == 0:
+        raise InputError(f"{source}: there is no row of data in it")
+    user, user_ids = encode_ids(frame["user"])
+    item, item_ids = encode_ids(frame["item"])
+    time = frame["time"].to_numpy(dtype=np.int64)
+    keys = [item, time, user] if settings.sort_ties_by_item else [time, user]
+    order = sorted_order(keys)
+    rows = Rows(user[order], item[order], time[order])
+    keep = np.ones(len(order), bool)
+    if settings.session_gap_seconds is not None:
+        # over all events, before any is dropped: a purchase keeps a session alive
+        first = rows.user[1:] != rows.user[:-1]
+        first |= np.diff(rows.time) > settings.session_gap_seconds * ticks
+        session = np.cumsum(np.append(0, first.astype(np.int32)))
+        user_ids = user_ids[rows.user[np.append(True, first)]]
+        rows = rows._replace(user=session)
+    removed = {"event": 0, "repeats": 0}
+    if settings.event and "event" in frame:
+        keep = (frame["event"] == settings.event).to_numpy()[order]
+        if not keep.any():
+            kinds = ", ".join(map(str, frame["event"].unique()[:10]))
+            raise InputError(f"{source}: no row has the event {settings.event!r}; the events are {kinds}")
+        removed["event"] = int((~keep).sum())
+        rows = Rows(*(column[keep] for column in rows))
+    if settings.drop_repeats:
+        keep = np.append(True, (rows.user[1:] != rows.user[:-1]) | (rows.item[1:] != rows.item[:-1]))
+        removed["repeats"] = int((~keep).sum())
+        rows = Rows(*(column[keep] for column in rows))
+    return rows, user_ids, item_ids, removed
+
+
+def _supported(rows: Rows, user_ids: np.ndarray, item_ids: np.ndarray, settings: PrepareSettings):
+    """Drops short sequences, then rare items, until nothing changes; renumbers what is left, in the same order."""
+    before, last = len(rows.user), -1
+    while len(rows.user) != last:
+        last = len(rows.user)
+        for codes, least in (("user", settings.min_user_rows), ("item", settings.min_item_rows)):
+            column = getattr(rows, codes)
+            enough = np.bincount(column) >= least if len(column) else np.zeros(0, bool)
+            if not enough.all():
+                keep = enough[column]
+                if not keep.all():
+                    rows = Rows(*(c[keep] for c in rows))
+    user, used_users = _renumber(rows.user, len(user_ids))
+    item, used_items = _renumber(rows.item, len(item_ids))
+    return Rows(user, item, rows.time), user_ids[used_users], item_ids[used_items], before - last
+
+
+def _renumber(codes: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    used = np.zeros(size, bool)
+    used[codes] = True
+    return (np.cumsum(used) - 1)[codes], np.flatnonzero(used)
+
+
+def _nothing_left(source: str, num_rows: int, removed: dict, num_items: int, settings: PrepareSettings) -> str:
+    return (
+        f"{source}: {num_items} items are left of {num_rows} rows, at least two are needed; the event filter removed "
+        f"{removed['event']} rows, repeats {removed['repeats']}, and sequences under min_user_rows="
+        f"{settings.min_user_rows} or items under min_item_rows={settings.min_item_rows} rows {removed['support']}"
+    )
+
+
+def encode_ids(column: pd.Series) -> tuple[np.ndarray, np.ndarray]:
+    """Codes 0..n-1 [T] in the order of the raw ids, and the n ids that are used: int64 or fixed-width text."""
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        names = column.cat.categories.to_numpy().astype(np.str_)
+        order = np.argsort(names, kind="stable")
+        rank = np.empty(len(names), np.int64)
+        rank[order] = np.arange(len(names))
+        codes, used = _renumber(rank[column.cat.codes.to_numpy()], len(names))
+        return codes, names[order][used]
+    if not pd.api.types.is_integer_dtype(column.dtype):
+        codes, ids = pd.factorize(column.astype(str), sort=True)
+        return codes, np.asarray(ids, dtype=np.str_)
+    values = column.to_numpy(dtype=np.int64)
+    low, high = int(values.min()), int(values.max())
+    if high - low > 4 * len(values) + (1 << 20):
+        codes, ids = pd.factorize(values, sort=True)
+        return codes, ids
+    codes, used = _renumber(values - low, high - low + 1)
+    return codes, used + low
+
+
+def sorted_order(keys: Sequence[np.ndarray]) -> np.ndarray:
+    """The stable order of rows by several integer keys [T], the last key first, as np.lexsort gives it.
+
+    Key and row number are packed into one int64 where they fit: an in-place sort of values is ten times faster
+    than an argsort.
+    """
+    order = None
+    for key in keys:
+        step = _stable_argsort(key if order is None else key[order])
+        order = step if order is None else order[step]
+    return order
+
+
+def _stable_argsort(key: np.ndarray) -> np.ndarray:
+    low, bits = int(key.min()), len(key).bit_length()
+    if (int(key.max()) - low).bit_length() + bits > 62:
+        return np.argsort(key, kind="stable")
+    packed = ((key.astype(np.int64, copy=False) - low) << bits) | np.arange(len(key))
+    packed.sort()
+    packed &= (1 << bits) - 1
+    return packed
+
+
+def temporal_split(time: np.ndarray, test_fraction: float, valid_fraction: float) -> np.ndarray:
+    """0 train, 1 validation, 2 test for each row [T]: the latest ceil(fraction * T) rows of all are test.
+
+    Rows must be sorted by (user, time); equal times are ordered by row. Global temporal split of section 4.1.
+    """
+    order = _stable_argsort(time)
+    num_test, num_valid = (math.ceil(fraction * len(time)) for fraction in (test_fraction, valid_fraction))
+    split = np.zeros(len(time), np.int8)
+    split[order[max(len(time) - num_test - num_valid, 0) :]] = 1
+    split[order[len(time) - num_test :]] = 2
+    return split
+
+
+def leave_one_out(user_start: np.ndarray) -> np.ndarray:
+    """0 train, 1 validation, 2 test per row: a user's last row is test, the one before validation.
+
+    Users with fewer than three rows are all train. `user_start` is [U+1].
+    """
+    split = np.zeros(user_start[-1], np.int8)
+    last = user_start[1:][np.diff(user_start) >= 3] - 1
+    split[last] = 2
+    split[last - 1] = 1
+    return split
+
+
+def _starts(user: np.ndarray, num_users: int) -> np.ndarray:
+    return np.append(0, np.cumsum(np.bincount(user, minlength=num_users))).astype(np.int64)
+
+
+def distinct_users(user: np.ndarray, item: np.ndarray, num_items: int) -> np.ndarray:
+    """How many distinct users have each item: int64 [V], from codes user [T] and item [T] (0..V-1)."""
+    pairs = user.astype(np.int64) * num_items + item
+    pairs.sort()
+    first = np.append(True, pairs[1:] != pairs[:-1])
+    return np.bincount(pairs[first] % num_items, minlength=num_items)
+
+
+def cohorts(counts: np.ndarray) -> np.ndarray:
+    """0 head, 1 mid, 2 tail for each item, from its frequency [V] (section 4.2).
+
+    By falling frequency (equal ones by lower id), head while the running sum is under a third of the total, mid while
+    it is under two thirds: an item that crosses a line is in the lower cohort. Frequency 0 is tail.
+    """
+    order = np.argsort(-counts, kind="stable")
+    running, total = 3 * np.cumsum(counts[order]), int(counts.sum())
+    result = np.empty(len(counts), np.int8)
+    result[order] = np.where(running < total, HEAD, np.where(running < 2 * total, MID, TAIL))
+    return result
+
+
+def _with_pad(item_ids: np.ndarray) -> np.ndarray:
+    return np.concatenate([np.array([PAD_ID if item_ids.dtype.kind == "i" else ""], item_ids.dtype), item_ids])
