@@ -40,6 +40,7 @@ class PrepareSettings(NamedTuple):
     recent_days: float = 7.0  # the window of recent_counts, before the last training row
 
 
+DEFAULT = PrepareSettings()
 RETAILROCKET = PrepareSettings(session_gap_seconds=3600.0, sort_ties_by_item=True, event="view")
 
 
@@ -53,7 +54,7 @@ class Rows(NamedTuple):
 
 def prepare(
     path: str | pathlib.Path,
-    settings: PrepareSettings = PrepareSettings(),
+    settings: PrepareSettings = DEFAULT,
     *,
     format: str = "auto",
     columns: Sequence[str] = raw.COLUMNS,
@@ -109,7 +110,7 @@ def check(settings: PrepareSettings) -> None:
 
 
 def prepare_frame(
-    frame: pd.DataFrame, settings: PrepareSettings = PrepareSettings(), *, source: str = "the data"
+    frame: pd.DataFrame, settings: PrepareSettings = DEFAULT, *, source: str = "the data"
 ) -> tuple[dict[str, np.ndarray], dict]:
     """The pure core: a frame of user, item, time (and event) -> the arrays of a prepared folder, and its meta.
 
@@ -157,7 +158,7 @@ def prepare_frame(
     meta = {
         "num_users": num_users, "num_items": num_items, "num_rows": len(rows.user),
         "num_train_rows": len(train.user), "num_valid_cases": valid_cases, "num_test_cases": test_cases,
-        "cohort_sizes": dict(zip(("head", "mid", "tail"), np.bincount(item_cohorts[1:], minlength=3).tolist())),
+        "cohort_sizes": dict(zip(("head", "mid", "tail"), np.bincount(item_cohorts[1:], minlength=3).tolist(), strict=True)),
         "time_range": [int(rows.time.min()), int(rows.time.max())], "ticks_per_second": ticks,
         "format": frame.attrs.get("format", "frame"), "num_raw_rows": len(frame), "removed_rows": removed,
         "settings": settings._asdict(),

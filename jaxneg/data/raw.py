@@ -168,7 +168,8 @@ def _table_format(path, line: str, columns: Sequence[str]) -> RawFormat:
     missing = [name for name in columns if name not in header]
     if missing:
         raise InputError(
-            f"{path}: no column {', '.join(missing)} in its first line, which has {_listed(header)} (tab- or comma-separated); "
+            f"{path}: no column {', '.join(missing)} in its first line, which has {_listed(header)} "
+            f"(tab- or comma-separated); "
             f"state the user, item and time columns, or the format: {', '.join(NAMES)}"
         )
     double = [name for name in columns if header.count(name) > 1]

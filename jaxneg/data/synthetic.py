@@ -44,6 +44,9 @@ class SyntheticSettings(NamedTuple):
     days: float = 365.0
 
 
+DEFAULT = SyntheticSettings()
+
+
 class _Items(NamedTuple):
     """The catalogue, items sorted by taste: taste k's are start[k] : start[k+1]. Ids here are 0..V-1."""
 
@@ -105,7 +108,8 @@ def generate(
 
 def _make_items(rng: np.random.Generator, settings: SyntheticSettings) -> _Items:
     num_items, num_tastes = settings.num_items, settings.num_tastes
-    taste = np.sort(np.append(np.tile(np.arange(num_tastes), 2), rng.integers(num_tastes, size=num_items - 2 * num_tastes)))
+    others = rng.integers(num_tastes, size=num_items - 2 * num_tastes)
+    taste = np.sort(np.append(np.tile(np.arange(num_tastes), 2), others))  # no taste has less than two items
     start = np.searchsorted(taste, np.arange(num_tastes + 1))
     weights = (rng.permutation(num_items) + 1.0 + POPULARITY_SHIFT) ** -settings.zipf_exponent
     cumulative = np.append(0.0, np.cumsum(weights))
@@ -178,8 +182,8 @@ def _walk(
 
 
 def prepare_synthetic(
-    settings: SyntheticSettings = SyntheticSettings(),
-    prepare_settings: preparation.PrepareSettings = preparation.PrepareSettings(),
+    settings: SyntheticSettings = DEFAULT,
+    prepare_settings: preparation.PrepareSettings = preparation.DEFAULT,
     *,
     cache_dir: str | pathlib.Path | None = None,
     name: str = "synthetic",
@@ -191,7 +195,8 @@ def prepare_synthetic(
 
     def build():
         preparation.say(f"generating {settings.num_rows:,} synthetic rows")
-        arrays, meta = preparation.prepare_frame(generate(**settings._asdict()), prepare_settings, source="synthetic data")
+        frame = generate(**settings._asdict())
+        arrays, meta = preparation.prepare_frame(frame, prepare_settings, source="synthetic data")
         return arrays, {**meta, "synthetic": settings._asdict()}
 
     return store.cached(cache_dir, name, key, build)
@@ -220,13 +225,12 @@ def write(frame: pd.DataFrame, path: str | pathlib.Path) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit code."""
     parser = argparse.ArgumentParser(prog="python -m jaxneg.data.synthetic", description=__doc__.split("\n")[0])
-    default = SyntheticSettings()
-    parser.add_argument("--rows", type=int, default=default.num_rows, help="interactions (%(default)s)")
+    parser.add_argument("--rows", type=int, default=DEFAULT.num_rows, help="interactions (%(default)s)")
     parser.add_argument("--users", type=int, default=0, help="users (rows / 50)")
     parser.add_argument("--items", type=int, default=0, help="items (about 30 times the square root of rows / 50)")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same rows (%(default)s)")
-    parser.add_argument("--tastes", type=int, default=default.num_tastes, help="groups of items (%(default)s)")
-    parser.add_argument("--days", type=float, default=default.days, help="length of the period (%(default)s)")
+    parser.add_argument("--tastes", type=int, default=DEFAULT.num_tastes, help="groups of items (%(default)s)")
+    parser.add_argument("--days", type=float, default=DEFAULT.days, help="length of the period (%(default)s)")
     parser.add_argument("--out", required=True, help="a file in .parquet, .csv, .tsv, .csv.gz or .tsv.gz")
     given = parser.parse_args(arguments)
     num_users = given.users or max(given.rows // 50, 1)
