@@ -26,8 +26,8 @@ METHODS = {
 }
 DEFAULT_METHOD = "adaptive_mixed"
 
-DATA_FORMATS = ("auto", "movielens", "movielens_csv", "movielens_100k", "amazon", "retailrocket", "table", "parquet",
-                "synthetic")
+DATA_FORMATS = ("auto", "movielens_dat", "movielens_csv", "movielens_100k", "amazon", "amazon_csv", "retailrocket",
+                "table", "synthetic")
 
 
 class Rule(NamedTuple):
@@ -68,9 +68,6 @@ NOT_NEGATIVE = Rule("finite and 0 or more", lambda value: math.isfinite(value) a
 FRACTION = Rule("above 0 and below 1", lambda value: 0 < value < 1)
 BELOW_ONE = Rule("0 or more and below 1", lambda value: 0 <= value < 1)
 POSITIVE_INTS = _each("whole numbers of 1 or more, as in (5, 10)", lambda value: type(value) is int and value >= 1)
-PROBABILITIES = Rule("3 numbers from 0 to 1 with sum 1: same cohort, and the other two",
-                     lambda values: len(values) == 3 and all(_is_number(v) and 0 <= v <= 1 for v in values)
-                     and abs(sum(values) - 1) < 1e-6)
 
 FIELDS: dict[str, Field] = {
     "dataset": Field("interactions", str, ANY, "name of the data set, as results.csv shows it"),
@@ -87,6 +84,7 @@ FIELDS: dict[str, Field] = {
     "steps_per_dispatch": Field(20, int, _at_least(1), "training steps that run as one device program"),
     "data.path": Field("", str, ANY, "the raw interaction file (plain, .gz or inside a .zip)"),
     "data.format": Field("auto", str, _one_of(*DATA_FORMATS), "the file's format; auto looks at the file"),
+    "data.member": Field("", str, ANY, "which file of a .zip, where its name does not tell"),
     "data.user_column": Field("SessionId", str, ANY, "name of the user or session column of a table"),
     "data.item_column": Field("ItemId", str, ANY, "name of the item column of a table"),
     "data.time_column": Field("Time", str, ANY, "name of the time column of a table"),
@@ -98,7 +96,8 @@ FIELDS: dict[str, Field] = {
     "data.min_user_rows": Field(2, int, _at_least(1), "users with fewer rows are dropped, again and again"),
     "data.min_item_rows": Field(5, int, _at_least(1), "items with fewer rows are dropped, again and again"),
     "data.drop_repeats": Field(True, bool, ANY, "drop a row that repeats the item just before it"),
-    "data.session_gap_seconds": Field(0, int, _at_least(0), "a longer pause starts a new session; 0: no sessions"),
+    "data.session_gap_seconds": Field(0.0, float, NOT_NEGATIVE, "a longer pause starts a new session; 0: no sessions"),
+    "data.sort_ties_by_item": Field(False, bool, ANY, "order a user's equal times by item, not by row"),
     "data.event": Field("", str, ANY, "keep only this event of a file with events; empty: all"),
     "data.recent_days": Field(7.0, float, POSITIVE, "last days of training that the recent baseline counts"),
     "data.synthetic.num_rows": Field(100_000, int, _at_least(1), "rows of the synthetic data (format=synthetic)"),
@@ -112,13 +111,10 @@ FIELDS: dict[str, Field] = {
     "sampler.num_kept": Field(5, int, _at_least(1), "hardest candidates kept (adaptive, adaptive_mixed)"),
     "sampler.scope": Field("sequence", str, _one_of("sequence", "position", "batch"),
                            "who shares one set of negatives: a sequence's positions, nobody, or the batch"),
-    "sampler.pool": Field(None, str, _one_of("uniform", "in_batch"), "what adaptive draws its pool from"),
-    "sampler.mixed_excludes": Field(None, str, _one_of("history", "targets"),
-                                    "what the uniform part of a mixed pool leaves out"),
-    "sampler.popularity_exponent": Field(1.0, float, NOT_NEGATIVE, "popularity draws by frequency to this power"),
-    "sampler.cohort_probabilities": Field((0.8, 0.1, 0.1), tuple, PROBABILITIES,
-                                          "popularity_cohort: chance of the positive's cohort, and of the other two"),
-    "sampler.max_redraws": Field(8, int, _at_least(0), "redraws of a weighted draw that is the user's; then masked"),
+    "sampler.pool": Field(None, str, _one_of("uniform", "in_batch", "popularity"), "what adaptive draws its pool from"),
+    "sampler.mixed_exclude": Field(None, str, _one_of("history", "targets"),
+                                   "what the uniform part of a mixed pool leaves out"),
+    "sampler.exponent": Field(1.0, float, NOT_NEGATIVE, "popularity draws by frequency to this power"),
     "model.width": Field(50, int, _at_least(1), "width of the embeddings and of every layer"),
     "model.num_blocks": Field(2, int, _at_least(1), "transformer blocks"),
     "model.num_heads": Field(1, int, _at_least(1), "attention heads; they divide the width"),
@@ -143,7 +139,7 @@ FIELDS: dict[str, Field] = {
 # Where the release differs from the paper: (this project's value, the release's). `reference` picks; a set field wins.
 BY_REFERENCE = {
     "sampler.pool": ("uniform", "in_batch"),
-    "sampler.mixed_excludes": ("history", "targets"),
+    "sampler.mixed_exclude": ("history", "targets"),
     "optimizer.tensorflow_epsilon": (False, True),
     "loss.count_pads": (False, True),
     "loss.keep_unselected": (False, True),
@@ -271,10 +267,9 @@ def _conflicts(values: Mapping[str, Any]) -> list[str]:
     width, heads, kept = values["model.width"], values["model.num_heads"], values["sampler.num_kept"]
     if width % heads:
         wrong.append(f"config.model.num_heads={heads} must divide config.model.width={width}")
-    if pool == 0:
-        fields = " or ".join(f"config.{name}" for name in drawn)
-        wrong.append(f"method {values['method']} needs 1 negative or more: set {fields}")
-    elif values["method"].startswith("adaptive") and kept > pool:
+    wrong += [f"config.{name}=0 leaves method {values['method']} without negatives: 1 or more"
+              for name, number in drawn.items() if number == 0]
+    if values["method"].startswith("adaptive") and kept > pool:
         sizes = " + ".join(f"config.{name}={number}" for name, number in drawn.items())
         wrong.append(f"config.sampler.num_kept={kept} is more than the pool of {pool} ({sizes}): keep {pool} or fewer")
     if values["data.test_fraction"] + values["data.valid_fraction"] >= 1:

@@ -7,6 +7,7 @@ import pytest
 from ml_collections import config_dict
 
 from jaxneg import config, main, samplers
+from jaxneg.data import prepare, raw, synthetic
 from jaxneg.errors import InputError
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
@@ -68,6 +69,20 @@ def test_tuned_settings_are_the_papers(name, column, method):
         assert sampler.num_in_batch == numbers[0]
 
 
+def test_field_names_are_those_of_the_parts():
+    """What a part calls a setting is what the config calls it, and the parts' known values are all allowed."""
+    def group(name):
+        return {field.removeprefix(name) for field in config.FIELDS if field.startswith(name)}
+
+    assert group("sampler.") == set(samplers.Settings._fields)
+    assert set(prepare.PrepareSettings._fields) < group("data.")
+    assert group("data.synthetic.") <= set(synthetic.SyntheticSettings._fields)
+    assert set(config.DATA_FORMATS) == {*raw.NAMES, "synthetic"}
+    for field, names in [("data.split", prepare.SPLITS), ("sampler.scope", samplers.SCOPES),
+                         ("sampler.pool", samplers.POOLS)]:
+        assert all(config.FIELDS[field].rule.holds(name) for name in names)
+
+
 def test_what_the_data_sets_set():
     loaded = {name: config.resolve(load(name)) for name in NAMES}
     assert {name: c.osf for name, c in loaded.items()} == {
@@ -75,7 +90,8 @@ def test_what_the_data_sets_set():
         "retailrocket": 30}
     assert [loaded[name].model.max_len for name in ("ml1m", "ml10m", "beauty", "retailrocket", "interactions")] == [
         200, 200, 50, 50, 50]
-    assert (loaded["retailrocket"].data.session_gap_seconds, loaded["retailrocket"].data.event) == (3600, "view")
+    set_by_file = {field: loaded["retailrocket"].data[field] for field in prepare.PrepareSettings._fields}
+    assert set_by_file == prepare.RETAILROCKET._asdict()
     for c in loaded.values():
         assert (c.num_seeds, c.seed, c.reference, c.model.width, c.model.dropout) == (1, 0, False, 50, 0.2)
     assert (loaded["ml10m"].num_epochs, loaded["ml10m"].eval_every) == (201, 25)
@@ -83,12 +99,12 @@ def test_what_the_data_sets_set():
 
 def test_reference_fills_only_what_is_unset():
     plain = config.resolve(config.base())
-    assert (plain.sampler.pool, plain.sampler.mixed_excludes) == ("uniform", "history")
+    assert (plain.sampler.pool, plain.sampler.mixed_exclude) == ("uniform", "history")
     assert (plain.loss.keep_unselected, plain.loss.count_pads, plain.optimizer.tensorflow_epsilon) == (False,) * 3
     assert math.isnan(plain.eval.empty_balance)
 
     released = config.resolve(with_values(reference=True, loss__count_pads=False))
-    assert (released.sampler.pool, released.sampler.mixed_excludes) == ("in_batch", "targets")
+    assert (released.sampler.pool, released.sampler.mixed_exclude) == ("in_batch", "targets")
     assert (released.loss.keep_unselected, released.optimizer.tensorflow_epsilon) == (True, True)
     assert released.eval.empty_balance == 1
     assert released.loss.count_pads is False
@@ -110,10 +126,9 @@ def test_resolve_freezes_and_is_idempotent():
     ("osf", -math.inf, "above 0, or inf"), ("method", "hard", "adaptive_mixed"),
     ("data.split", "random", "temporal, leave_one_out"), ("data.format", "json", "auto"),
     ("data.test_fraction", 1.0, "below 1"), ("data.valid_fraction", 0.0, "above 0"),
-    ("sampler.scope", "user", "sequence, position, batch"), ("sampler.pool", "popularity", "uniform, in_batch"),
-    ("sampler.mixed_excludes", "none", "history, targets"), ("sampler.num_kept", 0, "1 or more"),
-    ("sampler.popularity_exponent", -1.0, "0 or more"), ("sampler.cohort_probabilities", (0.8, 0.1), "3 numbers"),
-    ("sampler.cohort_probabilities", (0.8, 0.1, 0.2), "sum 1"), ("model.dropout", 1.0, "below 1"),
+    ("sampler.scope", "user", "sequence, position, batch"), ("sampler.pool", "all", "uniform, in_batch, popularity"),
+    ("sampler.mixed_exclude", "none", "history, targets"), ("sampler.num_kept", 0, "1 or more"),
+    ("sampler.exponent", -1.0, "0 or more"), ("model.dropout", 1.0, "below 1"),
     ("model.dropout", -0.1, "0 or more"), ("model.max_len", 0, "1 or more"), ("eval.ks", (), "whole numbers"),
     ("eval.ks", (0,), "whole numbers"), ("eval.ks", (1.5,), "whole numbers"), ("loss.name", "bpr", "bce"),
     ("eval.empty_balance", 0.5, "nan or 1"), ("optimizer.epsilon", 0.0, "above 0"),
@@ -146,9 +161,9 @@ def test_all_wrong_values_are_named_at_once():
     ({"method": "adaptive", "sampler.num_kept": 101}, "pool of 100"),
     ({"method": "adaptive", "reference": True, "sampler.num_kept": 11}, "pool of 10 "),
     ({"method": "adaptive", "sampler.pool": "in_batch", "sampler.num_kept": 11}, "pool of 10 "),
-    ({"method": "uniform", "sampler.num_uniform": 0}, "set config.sampler.num_uniform"),
-    ({"method": "popularity_cohort", "sampler.num_popularity": 0}, "set config.sampler.num_popularity"),
-    ({"method": "mixed", "sampler.num_in_batch": 0, "sampler.num_uniform": 0}, "needs 1 negative or more"),
+    ({"method": "uniform", "sampler.num_uniform": 0}, "num_uniform=0 leaves method uniform without"),
+    ({"method": "popularity_cohort", "sampler.num_popularity": 0}, "config.sampler.num_popularity=0"),
+    ({"method": "mixed", "sampler.num_in_batch": 0}, "config.sampler.num_in_batch=0"),
     ({"data.test_fraction": 0.6, "data.valid_fraction": 0.4}, "must be below 1"),
 ])
 def test_conflicts_are_named(values, says):
@@ -161,7 +176,7 @@ def test_conflicts_are_named(values, says):
 
 @pytest.mark.parametrize("values", [
     {"method": "uniform", "sampler.num_kept": 500},  # not an adaptive method: nothing is kept or dropped
-    {"method": "mixed", "sampler.num_in_batch": 0},
+    {"method": "in_batch", "sampler.num_uniform": 0},
     {"method": "adaptive", "sampler.num_kept": 100},
     {"eval.ks": (1, 1000)}, {"osf": 0.5}, {"learning_rate": 1}, {"model.dropout": 0.0},
 ])

@@ -38,13 +38,13 @@ def test_values_reach_the_experiment(experiment):
     code = run_main("--config.seed=7", "--config", f"{CONFIGS}/beauty.py:mixed", "--workdir=out",
                     "--config.osf=inf", "--config.eval.ks=5,20", "--config.reference", "--noconfig.loss.count_pads",
                     "--config.sampler.num_in_batch", "9", "--config.data.path=/a b.csv", "--config.learning_rate=1",
-                    "--config.sampler.mixed_excludes=history", "--config.optimizer.tensorflow_epsilon=false")
+                    "--config.sampler.mixed_exclude=history", "--config.optimizer.tensorflow_epsilon=false")
     assert code == 0
     (resolved, workdir), = experiment.calls
     assert (workdir, resolved.method, resolved.seed, resolved.osf) == ("out", "mixed", 7, float("inf"))
     assert (resolved.eval.ks, resolved.learning_rate, resolved.sampler.num_in_batch) == ((5, 10, 20), 1.0, 9)
     assert (resolved.data.path, resolved.reference, resolved.sampler.pool) == ("/a b.csv", True, "in_batch")
-    assert (resolved.loss.count_pads, resolved.sampler.mixed_excludes) == (False, "history")
+    assert (resolved.loss.count_pads, resolved.sampler.mixed_exclude) == (False, "history")
     assert (resolved.optimizer.tensorflow_epsilon, resolved.loss.keep_unselected) == (False, True)
 
 
