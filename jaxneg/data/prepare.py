@@ -16,20 +16,19 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from jaxneg import cohorts
 from jaxneg.data import raw, store
 from jaxneg.errors import InputError
 
 SPLITS = ("temporal", "leave_one_out")
 DAY_SECONDS = 86400
-HEAD, MID, TAIL = 0, 1, 2
 PAD_ID = -1  # stands in item_ids[0] where ids are integers; "" where they are text
 
 
 class PrepareSettings(NamedTuple):
     """How interactions become sequences. The default is the paper's for MovieLens and Amazon ratings."""
 
-    session_gap_seconds: float | None = None  # a longer gap starts a new sequence; None: one sequence per user
-    sort_ties_by_item: bool = False  # within a user, order equal times by item id, not by row
+    session_gap_seconds: float = 0.0  # a longer gap starts a new sequence; 0: one sequence per user
     event: str = ""  # keep only this kind of event, where the file has kinds; "" keeps all
     drop_repeats: bool = True  # drop a row that repeats the item just before it in its sequence
     min_user_rows: int = 2  # drop shorter sequences ...
@@ -41,7 +40,7 @@ class PrepareSettings(NamedTuple):
 
 
 DEFAULT = PrepareSettings()
-RETAILROCKET = PrepareSettings(session_gap_seconds=3600.0, sort_ties_by_item=True, event="view")
+RETAILROCKET = PrepareSettings(session_gap_seconds=3600.0, event="view")
 
 
 class Rows(NamedTuple):
@@ -96,7 +95,7 @@ def check(settings: PrepareSettings) -> None:
     gap = s.session_gap_seconds
     test, valid = s.test_fraction, s.valid_fraction
     rules = [
-        ("session_gap_seconds", gap is None or 0 < gap < math.inf, "None or a number > 0"),
+        ("session_gap_seconds", 0 <= gap < math.inf, "a number > 0, or 0 for no sessions"),
         ("split", s.split in SPLITS, " or ".join(SPLITS)),
         ("min_user_rows", s.min_user_rows >= 1, "a number >= 1"),
         ("min_item_rows", s.min_item_rows >= 1, "a number >= 1"),
@@ -143,13 +142,15 @@ def prepare_frame(
     test_cases = int((user_start[1:] - valid_end)[has_history].sum())
     for part, cases in (("test", test_cases), ("validation", valid_cases)):
         if not cases:
-            raise InputError(f"{source}: the {settings.split} split has no {part} case (a {part} row of a user with "
-                             f"earlier rows); {len(rows.user)} rows of {num_users} users are left to split")  # fmt: skip
+            raise InputError(
+                f"{source}: the {settings.split} split has no {part} case (a {part} row of a user with earlier rows); "
+                f"{len(rows.user)} rows of {num_users} users are left to split"
+            )
     train = Rows(*(column[split == 0] for column in rows))
     item_counts = np.append(0, distinct_users(train.user, train.item, num_items))
     since = int(train.time.max()) - settings.recent_days * DAY_SECONDS * ticks
     recent_counts = np.append(0, np.bincount(train.item[train.time > since], minlength=num_items))
-    item_cohorts = np.append(-1, cohorts(item_counts[1:])).astype(np.int8)
+    item_cohorts = cohorts.cohorts(item_counts)
     arrays = {
         "items": (rows.item + 1).astype(np.int32), "times": rows.time, "user_start": user_start,
         "train_end": train_end, "valid_end": valid_end, "item_counts": item_counts, "recent_counts": recent_counts,
@@ -158,7 +159,7 @@ def prepare_frame(
     meta = {
         "num_users": num_users, "num_items": num_items, "num_rows": len(rows.user),
         "num_train_rows": len(train.user), "num_valid_cases": valid_cases, "num_test_cases": test_cases,
-        "cohort_sizes": dict(zip(("head", "mid", "tail"), np.bincount(item_cohorts[1:], minlength=3).tolist(), strict=True)),
+        "cohort_sizes": {name: int((item_cohorts == c).sum()) for c, name in enumerate(cohorts.NAMES)},
         "time_range": [int(rows.time.min()), int(rows.time.max())], "ticks_per_second": ticks,
         "format": frame.attrs.get("format", "frame"), "num_raw_rows": len(frame), "removed_rows": removed,
         "settings": settings._asdict(),
@@ -173,11 +174,11 @@ def _sequences(frame: pd.DataFrame, settings: PrepareSettings, ticks: int, sourc
     user, user_ids = encode_ids(frame["user"])
     item, item_ids = encode_ids(frame["item"])
     time = frame["time"].to_numpy(dtype=np.int64)
-    keys = [item, time, user] if settings.sort_ties_by_item else [time, user]
-    order = sorted_order(keys)
+    # the paper's sort: where there are sessions, equal times go by item, otherwise by row
+    order = sorted_order([item, time, user] if settings.session_gap_seconds else [time, user])
     rows = Rows(user[order], item[order], time[order])
     keep = np.ones(len(order), bool)
-    if settings.session_gap_seconds is not None:
+    if settings.session_gap_seconds:
         # over all events, before any is dropped: a purchase keeps a session alive
         first = rows.user[1:] != rows.user[:-1]
         first |= np.diff(rows.time) > settings.session_gap_seconds * ticks
@@ -309,19 +310,6 @@ def distinct_users(user: np.ndarray, item: np.ndarray, num_items: int) -> np.nda
     pairs.sort()
     first = np.append(True, pairs[1:] != pairs[:-1])
     return np.bincount(pairs[first] % num_items, minlength=num_items)
-
-
-def cohorts(counts: np.ndarray) -> np.ndarray:
-    """0 head, 1 mid, 2 tail for each item, from its frequency [V] (section 4.2).
-
-    By falling frequency (equal ones by lower id), head while the running sum is under a third of the total, mid while
-    it is under two thirds: an item that crosses a line is in the lower cohort. Frequency 0 is tail.
-    """
-    order = np.argsort(-counts, kind="stable")
-    running, total = 3 * np.cumsum(counts[order]), int(counts.sum())
-    result = np.empty(len(counts), np.int8)
-    result[order] = np.where(running < total, HEAD, np.where(running < 2 * total, MID, TAIL))
-    return result
 
 
 def _with_pad(item_ids: np.ndarray) -> np.ndarray:

@@ -71,7 +71,7 @@ FORMATS = {
         columns=("visitorid", "itemid", "timestamp"), event="event", ticks_per_second=1000,
     ),
 }  # fmt: skip
-NAMES = ("auto", *FORMATS, "table")
+NAMES = ("auto", *FORMATS, "table", "parquet")
 
 
 def read(
@@ -85,7 +85,7 @@ def read(
 
     Args:
         path: a text or parquet file; plain, gzipped, or in a zip.
-        format: a name in FORMATS, "table" (a file with a header, or parquet), or "auto": told by the first line.
+        format: a name in FORMATS, "table" (text with a header, or parquet), "parquet", or "auto": told by the content.
         columns: the user, item and time columns of a table.
         member: which member of a zip to read, where its name does not tell.
 
@@ -105,9 +105,9 @@ def read(
         head = stream.read(HEAD_BYTES)
         stream.seek(0)
         if head.startswith(PARQUET_MAGIC):
-            if format not in ("auto", "table"):
-                raise InputError(f"{path}: is a parquet file, not {format}; allowed for it are auto and table")
-            found, wanted, spec = "table", tuple(columns), None
+            if format in FORMATS:
+                raise InputError(f"{path}: is a parquet file, not {format}; allowed for it are auto, table, parquet")
+            found, wanted, spec = "parquet", tuple(columns), None
             table = _read_parquet(stream, path, wanted)
         else:
             found, spec = _detect(path, head, format, columns)
@@ -130,22 +130,19 @@ def read(
 
 def _detect(path, head: bytes, format: str, columns: Sequence[str]) -> tuple[str, RawFormat]:
     """The format's name and layout, from the first line; a table's layout is made here from its header."""
+    if format == "parquet":
+        raise InputError(f"{path}: is not a parquet file; allowed are {', '.join(NAMES)}")
     line = _first_line(path, head)
     if format in FORMATS:
-        if not re.fullmatch(FORMATS[format].first_line, line.replace('"', ""), re.IGNORECASE):
+        if not re.fullmatch(FORMATS[format].first_line, line.replace('"', "")):
             raise InputError(f"{path}: is not {format}: its first line is {line[:100]!r}, "
                              f"where {FORMATS[format].example} is wanted")  # fmt: skip
         return format, FORMATS[format]
     if format == "auto":
         for name, spec in FORMATS.items():
-            exact = line.replace('"', "")
-            if re.fullmatch(spec.first_line, exact, re.IGNORECASE) and (not spec.header or _has(exact, spec)):
+            if re.fullmatch(spec.first_line, line.replace('"', "")):
                 return name, spec
     return "table", _table_format(path, line, columns)
-
-
-def _has(line: str, spec: RawFormat) -> bool:
-    return set(spec.columns) <= set(line.split(spec.delimiter))
 
 
 def _first_line(path, head: bytes) -> str:
@@ -189,20 +186,23 @@ def _read_text(stream, path, spec: RawFormat, wanted: Sequence[str]) -> pa.Table
     empty = [name for name in names if name.startswith("empty_")]
     text = pa.dictionary(pa.int32(), pa.string())
     types = {name: text for name in wanted if name != spec.columns[2]} | {name: pa.null() for name in empty}
+    read_options = pacsv.ReadOptions(column_names=names or None, block_size=BLOCK_BYTES)
+    parse_options = pacsv.ParseOptions(delimiter=spec.delimiter)
+    convert_options = pacsv.ConvertOptions(
+        include_columns=[*wanted, *empty], column_types=types, strings_can_be_null=True
+    )
     try:
-        table = pacsv.read_csv(
-            stream,
-            read_options=pacsv.ReadOptions(column_names=names or None, block_size=BLOCK_BYTES),
-            parse_options=pacsv.ParseOptions(delimiter=spec.delimiter),
-            convert_options=pacsv.ConvertOptions(
-                include_columns=[*wanted, *empty], column_types=types, strings_can_be_null=True
-            ),
-        )
+        return pacsv.read_csv(stream, read_options, parse_options, convert_options).select(list(wanted))
     except pa.ArrowInvalid as error:
-        reason = str(error).splitlines()[0]
-        example = f"; a row is {spec.example}" if spec.example else ""
-        raise InputError(f"{path}: cannot be parsed: {reason[:300]}{example}") from error
-    return table.select(list(wanted))
+        problem = str(error)
+    try:  # once more without threads: only then does the message name the row
+        stream.seek(0)
+        read_options.use_threads = False
+        pacsv.read_csv(stream, read_options, parse_options, convert_options)
+    except (pa.ArrowInvalid, ValueError) as error:
+        problem = str(error) if isinstance(error, pa.ArrowInvalid) else problem
+    problem = problem.splitlines()[0][:300] + (f"; a row is {spec.example}" if spec.example else "")
+    raise InputError(f"{path}: cannot be parsed: {problem}")
 
 
 def _read_parquet(stream, path, wanted: Sequence[str]) -> pa.Table:
@@ -239,8 +239,9 @@ def _ids(column: pa.ChunkedArray, path, name: str) -> np.ndarray | pd.Categorica
     if not pa.types.is_dictionary(kind):
         column = pc.dictionary_encode(column.cast(pa.string()))
     encoded = column.unify_dictionaries().combine_chunks()
-    encoded = encoded.chunk(0) if isinstance(encoded, pa.ChunkedArray) else encoded
     codes, values = encoded.indices.to_numpy(), encoded.dictionary.cast(pa.string())
+    if values.null_count:
+        raise InputError(f"{path}: {name} has an empty or NaN id; every row needs an id")
     return _decode(codes, values, path, name)
 
 
