@@ -12,7 +12,7 @@ def cohorts(item_counts: np.ndarray) -> np.ndarray:
     `item_counts` is int [V+1]: distinct training users of each item; index 0 is ignored. Items are sorted by falling
     frequency, equal frequencies by the lower id. An item is head while the running sum, itself included, is below a
     third of the total, mid while it is below two thirds, tail after that: the item that crosses a line goes to the
-    lower cohort. Items of frequency 0 are tail. (Prakash et al. 2024, arXiv 2410.17276, section 3.)
+    lower cohort. Items of frequency 0 are tail. (The cohorts of Prakash et al. 2024, arXiv 2410.17276.)
     """
     counts = np.array(item_counts, np.int64)[1:]
     order = np.argsort(-counts, kind="stable")

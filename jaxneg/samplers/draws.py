@@ -1,0 +1,72 @@
+"""Random integers without modulo bias, and the first N permitted items of a random stream."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int, Key, UInt32
+
+SMALL_BOUND = 1 << 16  # below it, one 32-bit word leaves a bias under 2**-16
+
+
+def multiply_wide(words: UInt32[Array, "*S"], bound: UInt32[Array, "*#S"]) -> tuple[Array, Array]:
+    """The high and the low 32 bits of the 64-bit product, in 16-bit halves (jax has no 64-bit integers by default)."""
+    low_word, high_word = words & 0xFFFF, words >> 16
+    low_bound, high_bound = bound & 0xFFFF, bound >> 16
+    middle = high_word * low_bound + (low_word * low_bound >> 16)
+    other_middle = low_word * high_bound + (middle & 0xFFFF)
+    return high_word * high_bound + (middle >> 16) + (other_middle >> 16), words * bound
+
+
+def integers_and_fraction(key: Key[Array, ""], bound: Int[Array, "*#S"], shape: tuple[int, ...]):
+    """Integers int32 [*shape] in [0, bound), and an independent fraction of 1 in units of 2**-32, uint32 [*shape].
+
+    Both come from one 64-bit random number x: x * bound / 2**64 has the integer before the point and the fraction
+    after it (Lemire 2019, arXiv 1805.10941). An integer's relative bias is below bound / 2**64; `jax.random.randint`
+    reduces 32 bits by modulo, which at a bound of 1e8 prefers some items by 2%.
+    """
+    bound = jnp.broadcast_to(bound, shape).astype(jnp.uint32)
+    words = jax.random.bits(key, (2, *shape), jnp.uint32)
+    high, low = multiply_wide(words[0], bound)
+    carried, _ = multiply_wide(words[1], bound)
+    fraction = low + carried
+    return (high + (fraction < low)).astype(jnp.int32), fraction
+
+
+def integers(key: Key[Array, ""], bound: Int[Array, "*#S"], shape: tuple[int, ...], largest: int):
+    """Integers int32 [*shape], uniform in [0, bound); `largest` is a static limit of every bound (bounds are >= 1)."""
+    if largest > SMALL_BOUND:
+        return integers_and_fraction(key, bound, shape)[0]
+    bound = jnp.broadcast_to(bound, shape).astype(jnp.uint32)
+    return multiply_wide(jax.random.bits(key, shape, jnp.uint32), bound)[0].astype(jnp.int32)
+
+
+def first_permitted(
+    window: Callable, shape: tuple[int, int], num_samples: int, num_windows: int | Int[Array, ""]
+) -> tuple[Int[Array, "B P N"], Bool[Array, "B P N"]]:
+    """The first `num_samples` permitted items of each of [B, P] streams, and which places were filled.
+
+    `window(round) -> (item_ids [B, P, W], permitted [B, P, W])` yields the streams piece by piece. Stops as soon as
+    every stream has given enough, at the latest after `num_windows`; places left over hold item 1. Taking the first
+    permitted ones of a stream keeps its law, given what is permitted, and a stream that is refused often borrows
+    from the whole window, not from one redraw per place.
+    """
+    rows = shape[0] * shape[1]
+    row = jnp.arange(rows)[:, None]
+
+    def unfinished(state):
+        done, filled, _ = state
+        return (done < num_windows) & (jnp.min(filled) < num_samples)
+
+    def fill(state):
+        done, filled, item_ids = state
+        drawn, permitted = (part.reshape(rows, -1) for part in window(done))
+        place = filled[:, None] + jnp.cumsum(permitted, axis=1, dtype=jnp.int32) - 1
+        place = jnp.where(permitted, place, num_samples)  # out of bounds: dropped
+        item_ids = item_ids.at[row, place].set(drawn, mode="drop")
+        return done + 1, filled + jnp.sum(permitted, axis=1, dtype=jnp.int32), item_ids
+
+    start = (jnp.int32(0), jnp.zeros(rows, jnp.int32), jnp.ones((rows, num_samples), jnp.int32))
+    _, filled, item_ids = jax.lax.while_loop(unfinished, fill, start)
+    is_filled = jnp.arange(num_samples)[None] < filled[:, None]
+    return item_ids.reshape(*shape, num_samples), is_filled.reshape(*shape, num_samples)

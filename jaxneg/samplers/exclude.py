@@ -1,0 +1,74 @@
+"""Sets of items that a sequence must not get as negatives: membership, and drawing around them."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
+
+from jaxneg.errors import InputError
+from jaxneg.types import Batch
+
+LARGEST = jnp.iinfo(jnp.int32).max
+
+
+class Excluded(NamedTuple):
+    """One set of items per sequence: ascending, distinct, padded with anything above V."""
+
+    item_ids: Int[Array, "B H"]
+    count: Int[Array, "B"]
+
+
+def history(batch: Batch, num_items: int) -> Excluded:
+    """The user's whole training history."""
+    return Excluded(batch.history, batch.history_length)
+
+
+def targets(batch: Batch, num_items: int) -> Excluded:
+    """The sequence's own distinct targets (the released code's mixed pool excludes only these)."""
+    ordered = jnp.sort(jnp.where(batch.targets > 0, batch.targets, num_items + 1), axis=1)
+    is_new = jnp.diff(ordered, axis=1, prepend=0) > 0
+    distinct = jnp.sort(jnp.where(is_new, ordered, num_items + 1), axis=1)
+    return Excluded(distinct, jnp.sum(distinct <= num_items, axis=1, dtype=jnp.int32))
+
+
+EXCLUDED = {"history": history, "targets": targets}
+
+
+def lookup(name: str):
+    """The function (batch, num_items) -> Excluded of that name; raises InputError with the known ones."""
+    if name not in EXCLUDED:
+        raise InputError(f"exclude is {name!r}; allowed: {', '.join(EXCLUDED)}")
+    return EXCLUDED[name]
+
+
+def count_at_most(ascending: Int[Array, "B H"], values: Int[Array, "#B #L N"]) -> Int[Array, "B #L N"]:
+    """How many entries of row b are <= each value for row b: a branch-free binary search of ceil(log2(H+1)) steps."""
+    num_rows, length = ascending.shape
+    step = 1 << length.bit_length() >> 1
+    size = 2 * step - 1  # the row is padded so that no probe can leave it
+    ascending = jnp.pad(ascending, ((0, 0), (0, size - length)), constant_values=LARGEST)
+    shape = (num_rows, *values.shape[1:])
+    values = jnp.broadcast_to(values, shape).reshape(num_rows, -1)
+    position = jnp.zeros_like(values)
+    while step:
+        probe = jnp.take_along_axis(ascending, position + (step - 1), axis=1, mode="clip")
+        position = jnp.where(probe <= values, position + step, position)
+        step //= 2
+    return position.reshape(shape)
+
+
+def contains(excluded: Excluded, item_ids: Int[Array, "#B #L N"]) -> Bool[Array, "B #L N"]:
+    """Whether each item is in its sequence's set."""
+    ascending = excluded.item_ids
+    return count_at_most(ascending, item_ids) > count_at_most(ascending, item_ids - 1)
+
+
+def shift(excluded: Excluded, index: Int[Array, "B #L N"]) -> Int[Array, "B #L N"]:
+    """The items (1-based) at 0-based `index` among all items outside the sequence's set.
+
+    The j-th excluded item (0-based) has item - 1 - j permitted ones below it, which never falls with j: the answer
+    is index + 1 plus the number of excluded items with at most `index` permitted ones below them. Exact.
+    """
+    place = jnp.arange(excluded.item_ids.shape[1], dtype=jnp.int32)[None]
+    permitted_below = jnp.where(place < excluded.count[:, None], excluded.item_ids - 1 - place, LARGEST)
+    return index + 1 + count_at_most(permitted_below, index)
