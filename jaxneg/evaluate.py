@@ -36,7 +36,7 @@ def choose_chunks(num_items: int, width: int, num_seeds: int = 1, memory_bytes: 
     item_chunk = min(_round_up(num_items, ITEM_MULTIPLE), 16_384)
     case_chunk = (floats - item_chunk * width) // (3 * item_chunk)
     if case_chunk < 64:  # a tight budget: narrower chunks of items rather than fewer cases
-        item_chunk = min(item_chunk, _round_up(max(floats // (width + 192), 1), ITEM_MULTIPLE))
+        item_chunk = min(item_chunk, max(floats // (width + 192) // ITEM_MULTIPLE, 1) * ITEM_MULTIPLE)
         case_chunk = 64
     return Chunks(case_chunk=int(min(case_chunk // 64 * 64, 256)), item_chunk=int(item_chunk))
 
@@ -145,7 +145,7 @@ def count_recommended(
     tiles = _tile_items(item_table, chunks.item_chunk)
     num_histories = hidden.shape[0]
     max_k = min(ks[-1], tiles.num_items)
-    first_k = jnp.asarray(np.searchsorted(ks, np.arange(max_k), side="right"))  # a place counts from this k on
+    first_k = jnp.asarray(np.searchsorted(ks, np.arange(max_k), side="right"))  # a place counts from here on
 
     def recommend(histories):
         states = hidden[histories]

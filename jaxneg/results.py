@@ -1,0 +1,236 @@
+"""From counts to rows to a table, on the host: NumPy and pandas only.
+
+An evaluation gives, per case, how many items score above the target and how many tie with it, and per K how
+often each item is recommended. Everything that is reported derives from those two.
+"""
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from jaxneg import metrics
+
+COHORTS = ("head", "mid", "tail")
+MAIN_K = 10  # Balance, the best epoch and the table are all at 10
+
+# The leading columns of results.csv, in their order; whatever else a row holds comes after them.
+RESULT_COLUMNS = (
+    "dataset", "method", "seed", "status", "best_epoch", "valid_hr@10", "hr@10", "ndcg@10",
+    "head_hr@10", "head_ndcg@10", "mid_hr@10", "mid_ndcg@10", "tail_hr@10", "tail_ndcg@10", "balance",
+    "balance_hr", "coverage@10", "arp@10", "exposure_gini@10", "cases", "head_cases", "mid_cases",
+    "tail_cases", "cold_cases", "train_seconds",
+)  # fmt: skip
+
+
+def metric_ks(ks: Sequence[int]) -> tuple[int, ...]:
+    """The list of K to evaluate at: ascending, without repeats, and 10 always among them."""
+    return tuple(sorted({MAIN_K, *(int(k) for k in ks)}))
+
+
+def evaluation_rows(
+    num_above: np.ndarray,
+    num_tied: np.ndarray,
+    case_cohorts: np.ndarray,
+    case_cold: np.ndarray,
+    exposure: np.ndarray,
+    item_counts: np.ndarray,
+    *,
+    ks: Sequence[int],
+    epoch: int,
+    step: int,
+    seed: int,
+    split: str,
+    reference: bool = False,
+    extra: Mapping | None = None,
+) -> list[dict]:
+    """One evaluation of one seed on one split, as four rows: cohort = all, head, mid and tail.
+
+    num_above, num_tied int [C] (see `metrics`); case_cohorts [C]: the target's cohort, 0 head, 1 mid, 2 tail;
+    case_cold bool [C]: the target has no training row; exposure int [len(ks), V + 1]; item_counts [V + 1]:
+    how popular each item is in training. `ks` is as `metric_ks` gives it. Every row has hr@K, ndcg@K and
+    mrr@K, NaN for a cohort without cases; the row of all cases adds Balance, exposure, and what cold targets
+    change. `extra` is copied into each row.
+    """
+    if tuple(ks) != metric_ks(ks) or len(exposure) != len(ks):
+        raise ValueError(f"ks must be metric_ks(...), each with a line of exposure: {ks}, {len(exposure)}")
+    num_above, num_tied = np.asarray(num_above), np.asarray(num_tied)
+    case_cohorts, case_cold = np.asarray(case_cohorts), np.asarray(case_cold, dtype=bool)
+    per_case = {f"hr@{k}": metrics.hit_rate(num_above, num_tied, k) for k in ks}
+    per_case |= {f"ndcg@{k}": metrics.ndcg(num_above, num_tied, k) for k in ks}
+    per_case |= {f"mrr@{k}": metrics.mrr(num_above, num_tied, k) for k in ks}
+    chosen = {"all": np.ones(len(num_above), dtype=bool)}
+    chosen |= {cohort: case_cohorts == index for index, cohort in enumerate(COHORTS)}
+
+    rows = []
+    for cohort, cases in chosen.items():
+        row = {"epoch": int(epoch), "step": int(step), "seed": int(seed), "split": split, "cohort": cohort}
+        row["cases"] = int(cases.sum())
+        row |= {name: _mean(values[cases]) for name, values in per_case.items()}
+        rows.append(row)
+    everything, *cohort_rows = rows
+    for name, metric in (("balance", "ndcg"), ("balance_hr", "hr")):
+        means = [row[f"{metric}@{MAIN_K}"] for row in cohort_rows]
+        everything[name] = float(metrics.balance(*means, reference=reference))
+    everything |= _exposure_columns(exposure, item_counts, ks)
+    everything["cold_cases"] = int(case_cold.sum())
+    everything["cold_share"] = _mean(case_cold)
+    everything |= {f"warm_{name}": _mean(values[~case_cold]) for name, values in per_case.items()}
+    return [row | dict(extra or {}) for row in rows]
+
+
+def _exposure_columns(exposure, item_counts, ks) -> dict[str, float]:
+    columns = {}
+    measures = {
+        "coverage": metrics.coverage(exposure),
+        "arp": metrics.average_recommended_popularity(exposure, item_counts),
+        "exposure_gini": metrics.exposure_gini(exposure),
+    }
+    for name, values in measures.items():
+        columns |= {f"{name}@{k}": float(value) for k, value in zip(ks, values, strict=True)}
+    return columns
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if len(values) else math.nan
+
+
+def best_evaluation(valid_hit_rates: Sequence[float]) -> int:
+    """Index of the first strictly largest validation HR@10 of one seed; the last one if none is a number."""
+    best, best_value = len(valid_hit_rates) - 1, -math.inf
+    for index, value in enumerate(valid_hit_rates):
+        if value > best_value:  # False for NaN: a split without validation cases
+            best, best_value = index, value
+    return best
+
+
+def result_row(
+    valid_rows: Sequence[Mapping],
+    test_rows: Sequence[Mapping],
+    *,
+    dataset: str,
+    method: str,
+    status: str,
+    train_seconds: float,
+    extra: Mapping | None = None,
+) -> dict:
+    """One seed's row of results.csv, from the `evaluation_rows` of its best epoch on both splits.
+
+    `extra` comes last. What may differ between two identical runs has `second` or `time` in its name.
+    """
+    test = {row["cohort"]: row for row in test_rows}
+    everything = test["all"]
+    valid = next(row for row in valid_rows if row["cohort"] == "all")
+    row = {"dataset": dataset, "method": method, "seed": everything["seed"], "status": status}
+    row["best_epoch"] = everything["epoch"]
+    row[f"valid_hr@{MAIN_K}"] = valid[f"hr@{MAIN_K}"]
+    row["train_seconds"] = float(train_seconds)
+    named_already = ("epoch", "seed", "split", "cohort")
+    row |= {name: value for name, value in everything.items() if name not in named_already}
+    for cohort in COHORTS:
+        measured = {name: value for name, value in test[cohort].items() if "@" in name or name == "cases"}
+        row |= {f"{cohort}_{name}": value for name, value in measured.items()}
+    row["valid_cases"] = valid["cases"]
+    row |= {f"valid_{name}": value for name, value in valid.items() if "@" in name or "balance" in name}
+    row |= dict(extra or {})
+    return {name: row.pop(name) for name in RESULT_COLUMNS} | row
+
+
+def results_table(results: pd.DataFrame | Sequence[Mapping]) -> str:
+    """The terminal's table: a line for each method, with mean +- standard deviation over its seeds.
+
+    `results` are rows of results.csv; baselines are rows like any other. The deviation is the sample's
+    (n - 1), left out for one seed. A Balance that is not defined is left out of the mean, and said in words.
+    The dataset is named in the lines if there are several.
+    """
+    frame = pd.DataFrame(results)
+    columns = {
+        "HR@10": "hr@10", "NDCG@10": "ndcg@10", "head NDCG": "head_ndcg@10", "mid NDCG": "mid_ndcg@10",
+        "tail NDCG": "tail_ndcg@10", "Balance": "balance", "coverage": "coverage@10",
+    }  # fmt: skip
+    lines, notes = [["dataset", "method", "seeds", *columns]], []
+    for (dataset, method), group in frame.groupby(["dataset", "method"], sort=False):
+        cells = [_mean_and_deviation(group[column]) for column in columns.values()]
+        lines.append([str(dataset), str(method), str(len(group)), *cells])
+        notes += _notes(str(method), group)
+    if frame["dataset"].nunique() == 1:
+        lines = [["", *line[1:]] for line in lines]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    text = []
+    for line in lines:
+        names = [cell.ljust(width) for cell, width in zip(line[:2], widths[:2], strict=True)]
+        numbers = [cell.rjust(width) for cell, width in zip(line[2:], widths[2:], strict=True)]
+        text.append("  ".join(names + numbers).strip())
+    text.insert(1, "-" * max(map(len, text)))
+    return "\n".join(text + notes) + "\n"
+
+
+def _mean_and_deviation(values: pd.Series) -> str:
+    known = values.astype(float).dropna()
+    if known.empty:
+        return "undefined"
+    deviation = f" +- {known.std(ddof=1):.4f}" if len(known) > 1 else ""
+    return f"{known.mean():.4f}{deviation}"
+
+
+def _notes(method: str, group: pd.DataFrame) -> Iterator[str]:
+    undefined = group[group["balance"].astype(float).isna()]
+    for _, row in undefined.iterrows():
+        empty = [cohort for cohort in COHORTS if row[f"{cohort}_cases"] == 0]
+        reason = f"no test case has a {' or '.join(empty)} target" if empty else "no test case is hit at 10"
+        yield f"{method}, seed {row['seed']}: Balance is undefined, because {reason}."
+    for status, count in group["status"].value_counts().items():
+        if status != "ok":
+            yield f"{method}: {count} of {len(group)} seeds have status {status}."
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A temporary name beside `path`, of the same suffix, to write to; it becomes `path` if all goes well."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Writes a whole file or nothing."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_results(path: str | Path, rows: Sequence[Mapping]) -> None:
+    """Writes results.csv, whole or not at all; what is not a number is an empty field."""
+    with replacing(path) as temporary:
+        pd.DataFrame(rows).to_csv(temporary, index=False)
+
+
+def read_results(path: str | Path) -> pd.DataFrame:
+    """Rows of results.csv, numbers as they were written. Only an empty field is missing, not "NA"."""
+    text = {"dataset": str, "method": str, "status": str}
+    return pd.read_csv(path, keep_default_na=False, na_values=[""], dtype=text, engine="python")
+
+
+def to_json(value, indent: int | None = None) -> str:
+    """Strict JSON, which knows no NaN or infinity: they become null. NumPy values are taken too."""
+    return json.dumps(_plain(value), indent=indent, allow_nan=False)
+
+
+def _plain(value):
+    if isinstance(value, Mapping):
+        return {str(name): _plain(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(part) for part in value]
+    if isinstance(value, (np.ndarray, np.generic)):
+        return _plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
