@@ -4,11 +4,8 @@ An evaluation gives, per case, how many items score above the target and how man
 often each item is recommended. Everything that is reported derives from those two.
 """
 
-import json
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -100,11 +97,11 @@ def _mean(values: np.ndarray) -> float:
     return float(values.mean()) if len(values) else math.nan
 
 
-def best_evaluation(valid_hit_rates: Sequence[float]) -> int:
-    """Index of the first strictly largest validation HR@10 of one seed; the last one if none is a number."""
+def best_evaluation(valid_hit_rates: Sequence[float | None]) -> int:
+    """Index of one seed's first strictly largest validation HR@10; the last if none is a number (JSON's null)."""
     best, best_value = len(valid_hit_rates) - 1, -math.inf
     for index, value in enumerate(valid_hit_rates):
-        if value > best_value:  # False for NaN: a split without validation cases
+        if value is not None and value > best_value:  # never for NaN: there are no validation cases
             best, best_value = index, value
     return best
 
@@ -189,48 +186,7 @@ def _notes(method: str, group: pd.DataFrame) -> Iterator[str]:
             yield f"{method}: {count} of {len(group)} seeds have status {status}."
 
 
-@contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
-    """A temporary name beside `path`, of the same suffix, to write to; it becomes `path` if all goes well."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_text(path: str | Path, text: str) -> None:
-    """Writes a whole file or nothing."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-def write_results(path: str | Path, rows: Sequence[Mapping]) -> None:
-    """Writes results.csv, whole or not at all; what is not a number is an empty field."""
-    with replacing(path) as temporary:
-        pd.DataFrame(rows).to_csv(temporary, index=False)
-
-
 def read_results(path: str | Path) -> pd.DataFrame:
     """Rows of results.csv, numbers as they were written. Only an empty field is missing, not "NA"."""
     text = {"dataset": str, "method": str, "status": str}
     return pd.read_csv(path, keep_default_na=False, na_values=[""], dtype=text, engine="python")
-
-
-def to_json(value, indent: int | None = None) -> str:
-    """Strict JSON, which knows no NaN or infinity: they become null. NumPy values are taken too."""
-    return json.dumps(_plain(value), indent=indent, allow_nan=False)
-
-
-def _plain(value):
-    if isinstance(value, Mapping):
-        return {str(name): _plain(part) for name, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(part) for part in value]
-    if isinstance(value, (np.ndarray, np.generic)):
-        return _plain(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

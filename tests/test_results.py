@@ -1,13 +1,12 @@
 """Rows, the best epoch, the table and the files, by values worked by hand."""
 
-import json
 import math
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from jaxneg import results
+from jaxneg import results, writer
 
 LOG3 = 1 / math.log2(3)
 
@@ -80,7 +79,7 @@ def test_ten_is_always_among_the_ks():
 
 @pytest.mark.parametrize(
     ("hit_rates", "best"),
-    [([0.1, 0.3, 0.3, 0.2], 1), ([0.0, 0.0], 0), ([math.nan, 0.0, 0.1], 2), ([math.nan] * 3, 2)],
+    [([0.1, 0.3, 0.3, 0.2], 1), ([0.0, 0.0], 0), ([math.nan, 0.0, 0.1], 2), ([math.nan] * 3, 2), ([None, 0.0], 1)],
 )
 def test_the_first_strictly_largest_validation_hit_rate_is_the_best(hit_rates, best):
     assert results.best_evaluation(hit_rates) == best
@@ -128,29 +127,7 @@ def test_results_are_read_as_they_were_written(tmp_path):
     numbers = np.random.default_rng(0).random(100).tolist()
     rows = [result(dataset="NA", balance=math.nan)]
     rows += [result(seed=seed, **{"hr@10": number}) for seed, number in enumerate(numbers)]
-    results.write_results(tmp_path / "results.csv", rows)
+    writer.write_csv(tmp_path / "results.csv", rows)
     back = results.read_results(tmp_path / "results.csv")
     pd.testing.assert_frame_equal(back, pd.DataFrame(rows), check_dtype=False, check_exact=True)
     assert back["dataset"][0] == "NA" and results.results_table(back) == results.results_table(rows)
-    assert [path.name for path in tmp_path.iterdir()] == ["results.csv"]
-
-
-def test_a_write_that_fails_leaves_the_old_file(tmp_path):
-    path = tmp_path / "a.csv"
-    results.write_text(path, "old")
-
-    def fail():
-        with results.replacing(path) as temporary:
-            temporary.write_text("half")
-            raise RuntimeError("disk")
-
-    with pytest.raises(RuntimeError, match="disk"):
-        fail()
-    assert path.read_text() == "old"
-    assert [file.name for file in tmp_path.iterdir()] == ["a.csv"]
-
-
-def test_json_has_null_for_what_is_not_finite_and_takes_numpy():
-    value = {"a": math.nan, "b": [np.float32("inf"), 1.5], "c": np.int64(3), "d": np.array([1.0, np.nan])}
-    assert json.loads(results.to_json(value)) == {"a": None, "b": [None, 1.5], "c": 3, "d": [1.0, None]}
-    assert "\n" not in results.to_json(value) and "\n" in results.to_json(value, indent=2)
