@@ -5,10 +5,11 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from jaxneg.errors import InputError
 
@@ -22,7 +23,7 @@ def claim(workdir: str | os.PathLike) -> pathlib.Path:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise InputError(f"workdir {str(path)!r} cannot be written ({error.strerror}): name a writable folder") from error
+        raise InputError(f"workdir {path} cannot be written ({error.strerror}): name a writable folder") from error
     return path
 
 
@@ -47,6 +48,12 @@ def write_arrays(path: pathlib.Path, **arrays: np.ndarray) -> None:
     """An .npz of plain arrays, written whole."""
     with whole(path) as temporary:
         np.savez_compressed(temporary, allow_pickle=False, **arrays)
+
+
+def write_csv(path: pathlib.Path, rows: Sequence[dict]) -> None:
+    """A table with one line per row, written whole; what is not a number is an empty field."""
+    with whole(path) as temporary:
+        pd.DataFrame(rows).to_csv(temporary, index=False)
 
 
 def append_rows(path: pathlib.Path, rows: Iterable[dict]) -> int:
