@@ -199,9 +199,10 @@ def _read_text(stream, path, spec: RawFormat, wanted: Sequence[str]) -> pa.Table
         stream.seek(0)
         read_options.use_threads = False
         pacsv.read_csv(stream, read_options, parse_options, convert_options)
-    except (pa.ArrowInvalid, ValueError) as error:
-        problem = str(error) if isinstance(error, pa.ArrowInvalid) else problem
-    problem = problem.splitlines()[0][:300] + (f"; a row is {spec.example}" if spec.example else "")
+    except pa.ArrowInvalid as error:
+        problem = str(error)
+    problem = re.sub(r"Row #(\d+)", lambda found: f"row {int(found[1]) - spec.header}", problem.splitlines()[0])
+    problem = problem[:300] + (f"; a row is {spec.example}" if spec.example else "")
     raise InputError(f"{path}: cannot be parsed: {problem}")
 
 
