@@ -73,54 +73,64 @@ def rank_cases(
     """How many items score above each case's target, and how many OTHER items score exactly as high.
 
     The target's score is the float that the chunk's own matrix product gives, so items with the same row tie.
-    A score that is not a number counts as above: a model that has diverged hits nothing. The pad is never an
-    item. With `seen` (the rows that the histories are windows of; `max_seen` is the longest window), the
+    A target whose score is not a number is below all others (a model that has diverged hits nothing). The pad is
+    never an item. With `seen` (the rows that the histories are windows of; `max_seen` is the longest window), the
     items of a case's history do not compete with its target; the target itself always competes.
     """
     hidden, cases = jnp.asarray(hidden), jax.tree.map(jnp.asarray, cases)
+    if cases.targets.shape[0] == 0:
+        return jnp.zeros(0, jnp.int32), jnp.zeros(0, jnp.int32)
     tiles = _tile_items(item_table, chunks.item_chunk)
 
     def rank_chunk(case):
         history, targets = case
         states = hidden[history]
-        ids_seen = None if seen is None else _seen_ids(cases, history, seen, max_seen)
+        removed = None
+        if seen is not None:
+            removed = _seen_ids(cases, history, seen, max_seen)
+            removed = jnp.where(removed == targets[:, None], 0, removed)
 
         def count(scores, tile, target_scores):
-            ids = tiles.start[tile] + jnp.arange(tiles.size)
-            competes = (ids >= tiles.first_new[tile])[None, :] & (ids <= tiles.num_items)[None, :]
-            competes = competes & (ids[None, :] != targets[:, None])
-            if ids_seen is not None:
-                competes = competes & ~_mark(ids_seen, tiles.start[tile], tiles.size)
-            above = competes & ~(scores <= target_scores[:, None])
-            tied = competes & (scores == target_scores[:, None])
-            return above.sum(axis=1, dtype=jnp.int32), tied.sum(axis=1, dtype=jnp.int32)
+            """Counts of a tile, less what the target's own column adds to them."""
+            if removed is not None:
+                scores = _erase(scores, removed, tiles.start[tile])
+            above, tied = _count_above_and_tied(scores, target_scores)
+            own = _own_scores(scores, targets - tiles.start[tile])
+            return above - (own > target_scores), tied - (own == target_scores)
 
         if tiles.number == 1:
-            scores = _scores(states, tiles.table[1:])
-            columns = (targets - tiles.start[0])[:, None]
-            return count(scores, 0, jnp.take_along_axis(scores, columns, axis=1)[:, 0])
+            scores = _scores(states, _tile_rows(tiles, 0))
+            target_scores = _own_scores(scores, targets - tiles.start[0])
+            num_above, num_tied = count(scores, 0, target_scores)
+        else:
+            target_scores, num_above, num_tied = _scan_tiles(tiles, states, targets, count)
+        return jnp.where(jnp.isnan(target_scores), tiles.num_items - 1, num_above), num_tied
 
-        def step(carry, index):
-            # Step 0 puts the targets' rows in the first columns, so that the very same product scores them.
-            target_scores, num_above, num_tied = carry
-            tile = jnp.maximum(index - 1, 0)
-            rows = lax.dynamic_slice_in_dim(tiles.table, tiles.start[tile], tiles.size)
-            rows = lax.cond(index == 0, lambda: _with_first_rows(rows, tiles.table[targets]), lambda: rows)
-            scores = _scores(states, rows)
-            target_scores = jnp.where(index == 0, jnp.diagonal(scores), target_scores)
-            above, tied = count(scores, tile, target_scores)
-            counts = index > 0
-            return (target_scores, num_above + counts * above, num_tied + counts * tied), None
-
-        zeros = jnp.zeros(targets.shape, jnp.int32)
-        start = (jnp.zeros(targets.shape, hidden.dtype), zeros, zeros)
-        (_, num_above, num_tied), _ = lax.scan(step, start, jnp.arange(tiles.number + 1))
-        return num_above, num_tied
-
-    if cases.targets.shape[0] == 0:
-        return jnp.zeros(0, jnp.int32), jnp.zeros(0, jnp.int32)
-    case_chunk = min(chunks.case_chunk, tiles.size)  # step 0 needs a column for each case
+    case_chunk = min(chunks.case_chunk, tiles.size)  # _scan_tiles needs a column for each case
     return _map_chunks(rank_chunk, (cases.history_of_case, cases.targets), case_chunk)
+
+
+def _scan_tiles(tiles, states, targets, count):
+    """(score of the target, items above, items tied) of each case, over all tiles: each float32 or int32 [c].
+
+    Step 0 puts the targets' rows in the first columns of a tile, so that the very product that scores their rivals
+    scores them; the other steps count.
+    """
+
+    def step(carry, index):
+        target_scores, num_above, num_tied = carry
+        tile = jnp.maximum(index - 1, 0)
+        rows = _tile_rows(tiles, tile)
+        rows = lax.cond(index == 0, lambda: rows.at[: targets.shape[0]].set(tiles.table[targets]), lambda: rows)
+        scores = _scores(states, rows)
+        target_scores = jnp.where(index == 0, jnp.diagonal(scores), target_scores)
+        above, tied = count(scores, tile, target_scores)
+        counts = index > 0
+        return (target_scores, num_above + counts * above, num_tied + counts * tied), None
+
+    zeros = jnp.zeros(targets.shape, jnp.int32)
+    start = (jnp.zeros(targets.shape, states.dtype), zeros, zeros)
+    return lax.scan(step, start, jnp.arange(tiles.number + 1))[0]
 
 
 def count_recommended(
@@ -149,15 +159,13 @@ def count_recommended(
 
     def recommend(histories):
         states = hidden[histories]
-        ids_seen = None if seen is None else _seen_ids(cases, histories, seen, max_seen)
+        removed = None if seen is None else _seen_ids(cases, histories, seen, max_seen)
 
         def step(best, tile):
-            ids = tiles.start[tile] + jnp.arange(tiles.size)
-            rows = lax.dynamic_slice_in_dim(tiles.table, tiles.start[tile], tiles.size)
-            allowed = ((ids >= tiles.first_new[tile]) & (ids <= tiles.num_items))[None, :]
-            if ids_seen is not None:
-                allowed = allowed & ~_mark(ids_seen, tiles.start[tile], tiles.size)
-            scores = jnp.where(allowed, _scores(states, rows), -jnp.inf)
+            scores = _scores(states, _tile_rows(tiles, tile))
+            if removed is not None:
+                scores = _erase(scores, removed, tiles.start[tile])
+            scores = jnp.where(jnp.isnan(scores), -jnp.inf, scores)
             values, columns = _top_k(scores, min(max_k, tiles.size))
             values = jnp.concatenate([best[0], values], axis=1)
             ids = jnp.concatenate([best[1], tiles.start[tile] + columns], axis=1)
@@ -194,7 +202,7 @@ def baseline_table(counts: Int[np.ndarray, "V+1"]) -> Float[np.ndarray, "V+1 1"]
 class _Tiles(NamedTuple):
     """The catalogue cut in tiles of one size; the last one reaches back over ids that others have."""
 
-    table: Float[Array, "rows D"]  # padded with zeros if there are fewer items than one tile has columns
+    table: Float[Array, "rows D"]  # padded with NaN if there are fewer items than one tile has columns
     start: Int[Array, "tiles"]  # id of each tile's first column
     first_new: Int[Array, "tiles"]  # the first id of the tile that no earlier tile has
     number: int
@@ -207,18 +215,38 @@ def _tile_items(item_table, item_chunk: int) -> _Tiles:
     size = _round_up(min(item_chunk, num_items), ITEM_MULTIPLE)
     number = -(-num_items // size)
     if number == 1:
-        item_table = jnp.pad(item_table, ((0, size - num_items), (0, 0)))
+        item_table = jnp.pad(item_table, ((0, size - num_items), (0, 0)), constant_values=jnp.nan)
     first_new = 1 + size * np.arange(number)
     start = np.minimum(first_new, item_table.shape[0] - size)
     return _Tiles(item_table, jnp.asarray(start), jnp.asarray(first_new), number, size, num_items)
+
+
+def _tile_rows(tiles: _Tiles, tile) -> Float[Array, "n D"]:
+    """The tile's rows of the item table. NaN where a column must not count: it compares neither above nor equal."""
+    if tiles.number == 1:
+        return tiles.table[1:]
+    rows = lax.dynamic_slice_in_dim(tiles.table, tiles.start[tile], tiles.size)
+    repeated = tiles.start[tile] + jnp.arange(tiles.size) < tiles.first_new[tile]
+    return jnp.where(repeated[:, None], jnp.nan, rows)
 
 
 def _scores(states: Float[Array, "c D"], rows: Float[Array, "n D"]) -> Float[Array, "c n"]:
     return jnp.einsum("cd,nd->cn", states, rows, precision=lax.Precision.HIGHEST)
 
 
-def _with_first_rows(rows, first):
-    return lax.dynamic_update_slice_in_dim(rows, first, 0, axis=0)
+def _own_scores(scores: Float[Array, "c n"], columns: Int[Array, "c"]) -> Float[Array, "c"]:
+    """scores[i, columns[i]], NaN where the column is not in the tile."""
+    inside = (columns >= 0) & (columns < scores.shape[1])
+    own = jnp.take_along_axis(scores, jnp.where(inside, columns, 0)[:, None], axis=1)[:, 0]
+    return jnp.where(inside, own, jnp.nan)
+
+
+def _count_above_and_tied(scores: Float[Array, "c n"], target_scores: Float[Array, "c"]):
+    """Both counts in one pass: a reduction over pairs, which XLA does not fuse by itself from two sums."""
+    above = (scores > target_scores[:, None]).astype(jnp.int32)
+    tied = (scores == target_scores[:, None]).astype(jnp.int32)
+    zero = jnp.int32(0)
+    return lax.reduce((above, tied), (zero, zero), lambda a, b: (a[0] + b[0], a[1] + b[1]), (1,))
 
 
 def _seen_ids(cases: EvalCases, histories, seen, max_seen: int) -> Int[Array, "c H"]:
@@ -228,12 +256,13 @@ def _seen_ids(cases: EvalCases, histories, seen, max_seen: int) -> Int[Array, "c
     return jnp.where(rows < end[:, None], seen[jnp.minimum(rows, seen.shape[0] - 1)], 0)
 
 
-def _mark(ids: Int[Array, "c H"], first_id, size: int):
-    """Bool [c, size]: True where a column's id (first_id, first_id + 1, ...) is among the row's ids."""
+def _erase(scores: Float[Array, "c n"], ids: Int[Array, "c H"], first_id) -> Float[Array, "c n"]:
+    """Scores with NaN where a column's id (first_id, first_id + 1, ...) is among the row's ids."""
+    size = scores.shape[1]
     inside = (ids >= first_id) & (ids < first_id + size)
     columns = jnp.where(inside, ids - first_id, size)
     rows = jnp.broadcast_to(jnp.arange(ids.shape[0])[:, None], ids.shape)
-    return jnp.zeros((ids.shape[0], size), bool).at[rows, columns].set(True, mode="drop")
+    return scores.at[rows, columns].set(jnp.nan, mode="drop")
 
 
 def _top_k(scores: Float[Array, "q n"], k: int):
