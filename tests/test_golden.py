@@ -69,19 +69,20 @@ class Golden(NamedTuple):
             flat[ours] = jnp.asarray(value[0] if "conv1d" in theirs and "kernel" in theirs else value)
         return unflatten_dict(flat, sep="/")
 
-    def batch(self):
-        return [self.values[name] for name in ("seq", "pos", "neg")]
+    def evaluate(self, params: dict):
+        """(loss, (hidden states, targets' scores [B, L], the negatives that the loss keeps)), gradient."""
+        batch = [self.values[name] for name in ("seq", "pos", "neg")]
+        return evaluate(self.model, self.num_kept, params, *batch)
 
     def forward(self, params: dict):
         """Hidden states, the targets' scores [B, L], and the negatives that the loss keeps."""
-        return forward(self.model, self.num_kept, params, *self.batch())
-
-    def loss_and_gradient(self, params: dict):
-        return loss_and_gradient(self.model, self.num_kept, params, *self.batch())
+        return self.evaluate(params)[0][1]
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def forward(model, num_kept, params, inputs, targets, candidates):
+@partial(jax.value_and_grad, argnums=2, has_aux=True)
+def evaluate(model, num_kept, params, inputs, targets, candidates):
+    """The release's loss: pads in both means, unselected candidates as zeros."""
     hidden = sasrec.encode(model, params, inputs)
     positive = sasrec.score(hidden, params["item_table"], targets[..., None])[..., 0]
     ids = candidates[:, None]
@@ -91,16 +92,9 @@ def forward(model, num_kept, params, inputs, targets, candidates):
         log_q=jnp.zeros(ids.shape),
         mask=jnp.ones(ids.shape, bool),
     )
-    return hidden, positive, select.top_k(num_kept)(jax.random.key(0), pool)
-
-
-@partial(jax.jit, static_argnums=(0, 1))
-@partial(jax.value_and_grad, argnums=2)
-def loss_and_gradient(model, num_kept, params, inputs, targets, candidates):
-    """The release's loss: pads in both means, unselected candidates as zeros."""
-    _, positive, negatives = forward(model, num_kept, params, inputs, targets, candidates)
+    negatives = select.top_k(num_kept)(jax.random.key(0), pool)
     values = losses.bce(positive, negatives, num_unselected=candidates.shape[1] - num_kept)
-    return losses.masked_mean(values, jnp.ones(values.shape, bool))
+    return losses.masked_mean(values, jnp.ones(values.shape, bool)), (hidden, positive, negatives)
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -186,12 +180,12 @@ def test_scores_of_all_items_at_the_last_position(golden):
 
 
 def test_loss(golden):
-    loss, _ = golden.loss_and_gradient(golden.params("w0"))
+    (loss, _), _ = golden.evaluate(golden.params("w0"))
     np.testing.assert_allclose(loss, golden.values["loss"], rtol=1e-6)
 
 
 def test_gradients(golden):
-    _, ours = golden.loss_and_gradient(golden.params("w0"))
+    _, ours = golden.evaluate(golden.params("w0"))
     assert_close(flatten_dict(ours, sep="/"), flatten_dict(golden.params("grad"), sep="/"), atol=1e-6)
     np.testing.assert_array_equal(ours["item_table"][0], 0.0)  # the pad has no gradient
 
@@ -202,7 +196,7 @@ def test_adam_steps(golden):
     start = golden.params("w0")
     params, state, step_losses = start, adam.init(start), []
     for step in (1, 2, 3):
-        loss, gradient = golden.loss_and_gradient(params)
+        (loss, _), gradient = golden.evaluate(params)
         step_losses.append(loss)
         direction, state = adam.update(gradient, state)
         params = jax.tree.map(lambda p, d: p - LEARNING_RATE * d, params, direction)
@@ -212,4 +206,5 @@ def test_adam_steps(golden):
         if step in (1, 3):
             assert_close(without_key_bias(params), without_key_bias(golden.params(f"w{step}")), atol=1e-5)
     np.testing.assert_allclose(step_losses, golden.values["losses"], rtol=2e-6)
-    np.testing.assert_allclose(golden.loss_and_gradient(params)[0], golden.values["loss_after3"], rtol=5e-6)
+    (last, _), _ = golden.evaluate(params)
+    np.testing.assert_allclose(last, golden.values["loss_after3"], rtol=5e-6)
