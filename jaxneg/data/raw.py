@@ -261,7 +261,7 @@ def _decode(codes: np.ndarray, values: pa.Array, path, name: str) -> np.ndarray 
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
 def _times(column: pa.ChunkedArray, path, name: str) -> tuple[np.ndarray, int]:
