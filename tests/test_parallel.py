@@ -1,0 +1,50 @@
+"""Seeds side by side: the same draws alone, together, and on any number of devices."""
+
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxneg import parallel
+
+
+def test_a_seeds_key_depends_on_the_root_and_itself_only():
+    three, one = parallel.seed_layout(3), parallel.seed_layout(1)
+    many = jax.random.key_data(parallel.seed_keys(three, root=7))
+    alone = [jax.random.key_data(parallel.seed_keys(one, root=7, first=s))[0] for s in range(3)]
+    assert np.array_equal(many, np.stack(alone))
+    assert len(np.unique(np.asarray(many), axis=0)) == 3
+
+
+def test_over_seeds_maps_what_has_a_seed_axis():
+    layout = parallel.seed_layout(3)
+    function = parallel.over_seeds(lambda x, shared: x * shared, layout, (True, False))
+    assert function(jnp.arange(3.0), jnp.float32(2)).tolist() == [0, 2, 4]
+
+
+FAKE_DEVICES = """
+import jax, numpy as np
+from jaxneg import parallel
+assert jax.local_device_count() == 8
+
+def draw(key, count):
+    return jax.lax.fori_loop(0, count, lambda i, total: total + jax.random.uniform(jax.random.fold_in(key, i)), 0.0)
+
+drawn = {}
+for devices in (1, 8, 3):
+    layout = parallel.seed_layout(20, jax.local_devices()[:devices])
+    run = parallel.over_seeds(draw, layout, (True, False))
+    drawn[devices] = np.asarray(parallel.take(layout, run(parallel.seed_keys(layout, 0), np.int32(5))))
+    again = parallel.fill(layout, drawn[devices])
+    assert again.shape == (layout.num_rows,) and len(again.sharding.device_set) == devices
+assert drawn[1].shape == (20,)
+assert np.array_equal(drawn[1], drawn[8]) and np.array_equal(drawn[1], drawn[3])
+"""
+
+
+def test_seeds_that_the_devices_do_not_divide(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+    done = subprocess.run([sys.executable, "-c", FAKE_DEVICES], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
