@@ -71,7 +71,7 @@ def cohort(
         shape = (*batch.targets.shape, item_ids.shape[2])
         of_item = jnp.broadcast_to(jnp.take(tables.cohort, item_ids, mode="clip"), shape)
         log_each = jnp.log(jnp.take_along_axis(each, of_item, axis=2, mode="clip"))
-        own_item = excluding.contains(excluding.history(batch, num_items), item_ids)
+        own_item = excluding.contains(batch.history, item_ids)
         return jnp.where(own_item, -jnp.inf, log_each)
 
     def sample(key: Key[Array, ""], tables: CohortTables, batch: Batch) -> Candidates:

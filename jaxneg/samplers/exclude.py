@@ -23,9 +23,14 @@ def history(batch: Batch, num_items: int) -> Excluded:
     return Excluded(batch.history, batch.history_length)
 
 
+def ordered_targets(batch: Batch, num_items: int) -> Int[Array, "B L"]:
+    """Each sequence's targets in ascending order, repeats and all, pads last (as V + 1)."""
+    return jnp.sort(jnp.where(batch.targets > 0, batch.targets, num_items + 1), axis=1)
+
+
 def targets(batch: Batch, num_items: int) -> Excluded:
     """The sequence's own distinct targets (the released code's mixed pool excludes only these)."""
-    ordered = jnp.sort(jnp.where(batch.targets > 0, batch.targets, num_items + 1), axis=1)
+    ordered = ordered_targets(batch, num_items)
     is_new = jnp.diff(ordered, axis=1, prepend=0) > 0
     distinct = jnp.sort(jnp.where(is_new, ordered, num_items + 1), axis=1)
     return Excluded(distinct, jnp.sum(distinct <= num_items, axis=1, dtype=jnp.int32))
@@ -57,10 +62,12 @@ def count_at_most(ascending: Int[Array, "B H"], values: Int[Array, "#B #L N"]) -
     return position.reshape(shape)
 
 
-def contains(excluded: Excluded, item_ids: Int[Array, "#B #L N"]) -> Bool[Array, "B #L N"]:
-    """Whether each item is in its sequence's set."""
-    ascending = excluded.item_ids
-    return count_at_most(ascending, item_ids) > count_at_most(ascending, item_ids - 1)
+def contains(ascending: Int[Array, "B H"], item_ids: Int[Array, "#B #L N"]) -> Bool[Array, "B #L N"]:
+    """Whether each item is in row b's ascending set (repeats allowed)."""
+    at_most = count_at_most(ascending, item_ids)
+    index = jnp.maximum(at_most - 1, 0).reshape(ascending.shape[0], -1)
+    largest = jnp.take_along_axis(ascending, index, axis=1, mode="clip")
+    return largest.reshape(at_most.shape) == item_ids
 
 
 def shift(excluded: Excluded, index: Int[Array, "B #L N"]) -> Int[Array, "B #L N"]:

@@ -13,25 +13,27 @@ from jaxneg.samplers.draws import first_permitted
 from jaxneg.samplers.weighted import outside_mass
 from jaxneg.types import Batch, Candidates
 
+NUM_ROUNDS = 12  # of the shuffling network; with 8, the pairs of a small pool are measurably uneven
+MIN_BITS = 6  # and so they are with very narrow halves
+
 
 class InBatchTables(NamedTuple):
     probability: np.ndarray  # float32 [V+1]: each item's share of the training targets
 
 
 def in_batch(num_items: int, num_samples: int, *, scope: str = "sequence") -> Proposal:
-    """N draws without replacement from the multiset of the batch's targets, without the sequence's own target items.
+    """N draws without replacement from the multiset of the batch's targets, less the sequence's own items.
 
-    An item of the sequence's own is excluded wherever in the batch it occurs; an item that occurs k times has k
-    chances. Where fewer than N are left, the rest is masked. `scope`: per "sequence", per "position", or one draw for
-    the "batch" from all targets, in which each sequence's own items are masked.
+    An item of the sequence's own is excluded wherever in the batch it occurs; an item that occurs k times has
+    k chances. Where fewer than N are left, the rest is masked. `scope`: per "sequence", per "position", or one
+    draw for the "batch" from all targets, in which each sequence's own items are masked.
 
-    All rows read one random permutation of the batch's targets, each from its own random start with its own random
-    odd stride (modulo a power of two: every slot once). A row's law is exactly that of drawing without replacement,
-    two rows' draws are pairwise as good as independent, and one short sort serves all rows.
+    Every row walks the targets in a random order of its own (`shuffled`) and takes the first N permitted ones:
+    rows are independent, nothing is sorted, and nothing of size B x (B L) is made.
 
-    log q is that of a draw over random batches: the item's share of the training targets (`target_counts`), scaled
-    up by the share of the sequence's own distinct targets, which can not be drawn. Given one batch, the law is the
-    batch's own multiset instead. Raises InputError for an unknown scope.
+    log q is that of a draw over random batches: the item's share of the training targets (`target_counts`),
+    divided by the share of all that are not the sequence's own distinct targets. (Given one batch, the law is
+    the batch's own multiset.) Raises InputError for an unknown scope.
     """
     scope = check_scope(scope)
 
@@ -39,33 +41,33 @@ def in_batch(num_items: int, num_samples: int, *, scope: str = "sequence") -> Pr
         counts = item_counts if target_counts is None else target_counts
         return InBatchTables(normalised(check_counts("target_counts", counts, num_items)))
 
-    def log_prob(tables: InBatchTables, batch: Batch, item_ids: Int[Array, "#B #L N"]) -> Float[Array, "B #L N"]:
+    def log_prob(
+        tables: InBatchTables, batch: Batch, item_ids: Int[Array, "#B #L N"]
+    ) -> Float[Array, "B #L N"]:
         own = excluding.targets(batch, num_items)
         left = outside_mass(tables.probability, own, num_items)
-        log_p = jnp.log(jnp.take(tables.probability, item_ids, mode="clip"))
-        return jnp.where(excluding.contains(own, item_ids), -jnp.inf, log_p - jnp.log(left)[:, None, None])
+        log_q = jnp.log(jnp.take(tables.probability, item_ids, mode="clip")) - jnp.log(left)[:, None, None]
+        return jnp.where(excluding.contains(own.item_ids, item_ids), -jnp.inf, log_q)
 
     def sample(key: Key[Array, ""], tables: InBatchTables, batch: Batch) -> Candidates:
         num_rows, length = batch.targets.shape
-        own = excluding.targets(batch, num_items)
+        own = excluding.ordered_targets(batch, num_items)
         per_batch = scope == "batch"
         shape = (1 if per_batch else num_rows, length if scope == "position" else 1)
-        pool_key, start_key, stride_key = jax.random.split(key, 3)
-        pool, pool_size = shuffled(pool_key, batch.targets.reshape(-1))
-        period = power_of_two_from(pool_size)
-        start = jax.random.bits(start_key, (*shape, 1), jnp.uint32)
-        stride = jax.random.bits(stride_key, (*shape, 1), jnp.uint32) | 1
-        width = min(2 * num_samples, pool.shape[0])  # up to half of the places are beyond the pool
+        pool, pool_size = pads_last(batch.targets.reshape(-1))
+        num_bits = jnp.maximum(bits_for(pool_size), MIN_BITS)
+        round_keys = jax.random.bits(key, (NUM_ROUNDS + 1, *shape, 1), jnp.uint32)
+        width = 2 * num_samples  # up to half of the places are beyond the pool
 
         def window(done):
             step = done.astype(jnp.uint32) * width + jnp.arange(width, dtype=jnp.uint32)
-            step = jnp.expand_dims(step, (0, 1))
-            slot = (start + stride * step) & (period - 1)
+            step = jnp.broadcast_to(step[None, None], (*shape, width))
+            slot = shuffled(round_keys, step, num_bits)
             drawn = jnp.take(pool, slot.astype(jnp.int32), mode="clip")
-            permitted = (slot < pool_size) & (step < period)
+            permitted = (slot < pool_size) & (step >> num_bits == 0)
             return drawn, permitted if per_batch else permitted & ~excluding.contains(own, drawn)
 
-        num_windows = ((period + width - 1) // width).astype(jnp.int32)
+        num_windows = (((jnp.uint32(1) << num_bits) + (width - 1)) // width).astype(jnp.int32)
         item_ids, mask = first_permitted(window, shape, num_samples, num_windows)
         mask = mask & ~excluding.contains(own, item_ids) if per_batch else mask
         return Candidates(item_ids, jnp.where(mask, log_prob(tables, batch, item_ids), 0.0), mask)
@@ -73,16 +75,42 @@ def in_batch(num_items: int, num_samples: int, *, scope: str = "sequence") -> Pr
     return Proposal(init, sample, log_prob, num_samples)
 
 
-def shuffled(key: Key[Array, ""], targets: Int[Array, "T"]) -> tuple[Int[Array, "T"], UInt32[Array, ""]]:
-    """The targets in random order, pads (0) last, and how many are not pads."""
+def pads_last(targets: Int[Array, " T"]) -> tuple[Int[Array, " T"], UInt32[Array, ""]]:
+    """The targets in their order with all pads (0) moved to the end, and how many are not pads."""
     is_item = targets > 0
-    order = jax.random.bits(key, targets.shape, jnp.uint32) >> 1  # 31 bits, so that no item ties with a pad
-    order = jnp.where(is_item, order, jnp.uint32(0xFFFFFFFF))
-    _, pool = jax.lax.sort((order, targets), num_keys=1)
-    return pool, jnp.sum(is_item, dtype=jnp.uint32)
+    place = jnp.where(is_item, jnp.cumsum(is_item, dtype=jnp.int32) - 1, targets.shape[0])
+    return jnp.zeros_like(targets).at[place].set(targets, mode="drop"), jnp.sum(is_item, dtype=jnp.uint32)
 
 
-def power_of_two_from(number: UInt32[Array, ""]) -> UInt32[Array, ""]:
-    """The smallest power of two that is not below `number`; 1 for 0."""
-    below = jnp.maximum(number, 1) - 1
-    return jnp.uint32(1) << (32 - jax.lax.clz(below)).astype(jnp.uint32)
+def bits_for(size: UInt32[Array, ""]) -> UInt32[Array, ""]:
+    """The fewest bits that can number `size` slots; 0 for 0 or 1."""
+    return (32 - jax.lax.clz(jnp.maximum(size, 1) - 1)).astype(jnp.uint32)
+
+
+def shuffled(
+    round_keys: UInt32[Array, "R B P 1"], step: UInt32[Array, "B P W"], num_bits: UInt32[Array, ""]
+) -> UInt32[Array, "B P W"]:
+    """Where step 0, 1, ... of each row's own random order of 0 ... 2**num_bits - 1 leads.
+
+    A Feistel network, that is a bijection whatever its keys are, keyed by random bits (the variable-length Philox
+    of Mitchell et al. 2021, "Bandwidth-optimal random shuffling for GPUs", arXiv 2106.06161); steps beyond the
+    last wrap around. The last key is added by XOR, which makes each single slot's law exactly uniform.
+    """
+    low_bits = num_bits // 2
+    high_bits = num_bits - low_bits
+    low_mask, high_mask = (jnp.uint32(1) << low_bits) - 1, (jnp.uint32(1) << high_bits) - 1
+    high, low = step >> low_bits & high_mask, step & low_mask
+    for turn in range(NUM_ROUNDS):
+        # The halves take turns, so that neither needs to be as wide as the other.
+        if turn % 2:
+            low = low ^ (scrambled(high ^ round_keys[turn]) & low_mask)
+        else:
+            high = high ^ (scrambled(low ^ round_keys[turn]) & high_mask)
+    return (high << low_bits | low) ^ (round_keys[NUM_ROUNDS] & (low_mask | high_mask << low_bits))
+
+
+def scrambled(words: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
+    """A 32-bit hash in which every input bit moves every output bit (MurmurHash3's finaliser, Appleby 2011)."""
+    words = (words ^ words >> 16) * jnp.uint32(0x85EBCA6B)
+    words = (words ^ words >> 13) * jnp.uint32(0xC2B2AE35)
+    return words ^ words >> 16

@@ -25,14 +25,14 @@ def uniform(num_items: int, num_samples: int, *, scope: str = "sequence", exclud
     def log_prob(tables: tuple, batch: Batch, item_ids: Int[Array, "#B #L N"]) -> Float[Array, "B #L N"]:
         excluded = excluded_of(batch, num_items)
         num_left = jnp.maximum(num_items - excluded.count, 1).astype(jnp.float32)
-        return jnp.where(excluding.contains(excluded, item_ids), -jnp.inf, -jnp.log(num_left)[:, None, None])
+        return jnp.where(excluding.contains(excluded.item_ids, item_ids), -jnp.inf, -jnp.log(num_left)[:, None, None])
 
     def sample(key: Key[Array, ""], tables: tuple, batch: Batch) -> Candidates:
         num_rows, length = batch.targets.shape
         excluded = excluded_of(batch, num_items)
         if scope == "batch":
             item_ids = integers(key, jnp.int32(num_items), (1, 1, num_samples), num_items) + 1
-            mask = ~excluding.contains(excluded, item_ids)
+            mask = ~excluding.contains(excluded.item_ids, item_ids)
         else:
             shape = (num_rows, length if scope == "position" else 1, num_samples)
             num_left = (num_items - excluded.count)[:, None, None]

@@ -47,21 +47,21 @@ def weighted(
         excluded = excluding.history(batch, num_items)
         left = outside_mass(tables.probability, excluded, num_items)
         log_p = jnp.log(jnp.take(tables.probability, item_ids, mode="clip"))
-        return jnp.where(excluding.contains(excluded, item_ids), -jnp.inf, log_p - jnp.log(left)[:, None, None])
+        return jnp.where(excluding.contains(excluded.item_ids, item_ids), -jnp.inf, log_p - jnp.log(left)[:, None, None])
 
     def sample(key: Key[Array, ""], tables: WeightedTables, batch: Batch) -> Candidates:
         num_rows, length = batch.targets.shape
         excluded = excluding.history(batch, num_items)
         if scope == "batch":
             item_ids = alias.draw(key, tables.alias, (1, 1, num_samples)) + 1
-            mask = ~excluding.contains(excluded, item_ids)
+            mask = ~excluding.contains(excluded.item_ids, item_ids)
         else:
             shape = (num_rows, length if scope == "position" else 1)
             width = num_samples + max(num_samples // 4, 4)  # some spare: most batches then need one window only
 
             def window(done):
                 drawn = alias.draw(jax.random.fold_in(key, done), tables.alias, (*shape, width)) + 1
-                return drawn, ~excluding.contains(excluded, drawn)
+                return drawn, ~excluding.contains(excluded.item_ids, drawn)
 
             item_ids, mask = first_permitted(window, shape, num_samples, 1 + max_redraws)
         return Candidates(item_ids, jnp.where(mask, log_prob(tables, batch, item_ids), 0.0), mask)
