@@ -269,7 +269,7 @@ def _top_k(scores: Float[Array, "q n"], k: int):
     """Like lax.top_k, in two stages: the k largest lie in the k groups of columns with the largest maxima."""
     num_rows, num_columns = scores.shape
     num_groups = num_columns // GROUP_SIZE
-    if num_groups <= k:
+    if num_groups <= 8 * k:  # measured: nothing is gained
         return lax.top_k(scores, k)
     grouped = scores.reshape(num_rows, num_groups, GROUP_SIZE)
     groups = jnp.sort(lax.top_k(grouped.max(axis=2), k)[1], axis=1)  # ascending: ties go to the lower id

@@ -69,9 +69,7 @@ def coverage(exposure: Real[Any, "*ks ids"]) -> Float[Any, "*ks"]:
     return np.asarray((np.asarray(exposure)[..., 1:] > 0).mean(axis=-1))
 
 
-def average_recommended_popularity(
-    exposure: Real[Any, "*ks ids"], item_counts: Real[Any, "ids"]
-) -> Float[Any, "*ks"]:
+def average_recommended_popularity(exposure: Real[Any, "*ks ids"], item_counts: Real[Any, "ids"]) -> Float[Any, "*ks"]:
     """ARP: the mean training count of a recommended item, once per recommendation; NaN if none is."""
     shown = np.asarray(exposure, dtype=np.float64)[..., 1:]
     total = shown.sum(axis=-1)

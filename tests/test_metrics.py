@@ -18,9 +18,7 @@ def test_gini_and_balance_equal_the_released_code():
     golden = np.load(GOLDEN / "balance.npz")
     head, mid, tail = golden["triples"].T
     np.testing.assert_allclose(metrics.gini(golden["triples"] + 1e-7), golden["gini"], rtol=0, atol=1e-15)
-    np.testing.assert_allclose(
-        metrics.balance(head, mid, tail, reference=True), golden["balance"], rtol=0, atol=1e-15
-    )
+    np.testing.assert_allclose(metrics.balance(head, mid, tail, reference=True), golden["balance"], rtol=0, atol=1e-15)
     nothing_hit = (golden["triples"] == 0).all(axis=1)
     assert nothing_hit.sum() == 1
     expected = np.where(nothing_hit, np.nan, golden["balance"])
