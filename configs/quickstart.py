@@ -15,7 +15,8 @@ def get_config(arg: str | None = None):
     config = config_lib.use_method(config_lib.base(), method, tuned.DEFAULT[method])
     config.dataset = "quickstart"
     config.data.format = "synthetic"
-    config.num_epochs = 40
-    config.eval_every = 10
+    config.learning_rate = 5e-3
+    config.num_epochs = 20
+    config.eval_every = 5
     config.model.max_len = 20
     return config

@@ -5,10 +5,16 @@ set -euo pipefail
 source "$(dirname "$0")/setup.sh"
 setup_jaxneg
 workdir=${WORKDIR:-runs/quickstart}
+files=()
 for method in uniform popularity in_batch adaptive_mixed; do
-  echo
   echo "== $method"
   .venv/bin/python -m jaxneg.main --config="configs/quickstart.py:$method" --workdir="$workdir/$method"
+  files+=("$workdir/$method/results.csv")
 done
-echo
-echo "Done. $workdir/METHOD holds results.csv, metrics.jsonl, cases.npz and config.json."
+echo "== all four"
+.venv/bin/python -c '
+import sys
+import pandas
+from jaxneg import results
+print(results.results_table(pandas.concat([results.read_results(path) for path in sys.argv[1:]])))' "${files[@]}"
+echo "Files: $workdir/METHOD/results.csv, and beside it metrics.jsonl, cases.npz, baselines.csv and config.json."
