@@ -16,7 +16,7 @@ def get_config(arg: str | None = None):
     config.dataset = "quickstart"
     config.data.format = "synthetic"
     config.learning_rate = 5e-3
-    config.num_epochs = 20
+    config.num_epochs = 10
     config.eval_every = 5
     config.model.max_len = 20
     return config

@@ -27,7 +27,7 @@ METHODS = {
 DEFAULT_METHOD = "adaptive_mixed"
 
 DATA_FORMATS = ("auto", "movielens_dat", "movielens_csv", "movielens_100k", "amazon", "amazon_csv", "retailrocket",
-                "table", "synthetic")
+                "table", "parquet", "synthetic")
 
 
 class Rule(NamedTuple):
@@ -82,6 +82,7 @@ FIELDS: dict[str, Field] = {
                  "oversampling factor: only floor(osf * steps per epoch) distinct batches are made; inf: always fresh"),
     "reference": Field(False, bool, ANY, "true: behave as the paper's released code wherever it differs"),
     "steps_per_dispatch": Field(20, int, _at_least(1), "training steps that run as one device program"),
+    "num_buckets": Field(4, int, _at_least(1), "pieces of a batch by length, so that few pads are computed; 1: padded"),
     "data.path": Field("", str, ANY, "the raw interaction file (plain, .gz or inside a .zip)"),
     "data.format": Field("auto", str, _one_of(*DATA_FORMATS), "the file's format; auto looks at the file"),
     "data.member": Field("", str, ANY, "which file of a .zip, where its name does not tell"),
@@ -278,8 +279,10 @@ def _conflicts(values: Mapping[str, Any]) -> list[str]:
 
 
 def _nearest(name: str, names: Mapping[str, Any]) -> str:
-    """' (did you mean ...?)', or nothing where no name is like it."""
-    by_leaf = {known_name.rsplit(".", 1)[-1]: known_name for known_name in names}
-    match = difflib.get_close_matches(name, names, 1) or [
-        by_leaf[leaf] for leaf in difflib.get_close_matches(name.rsplit(".", 1)[-1], by_leaf, 1)]
-    return f" (did you mean {match[0]!r}?)" if match else ""
+    """' (did you mean ...?)', or nothing where no name is like it, whole or without its group."""
+    def likeness(other: str) -> float:
+        pairs = [(name, other), (name.rsplit(".", 1)[-1], other.rsplit(".", 1)[-1])]
+        return max(difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs)
+
+    best = max(names, key=likeness)
+    return f" (did you mean {best!r}?)" if likeness(best) >= 0.6 else ""

@@ -5,7 +5,9 @@ set -euo pipefail
 source "$(dirname "$0")/setup.sh"
 setup_jaxneg
 workdir=${WORKDIR:-runs/quickstart}
-files=()
+# The methods share some compiled programs, and a second start shares all.
+export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$PWD/.venv/compiled}
+files=("$workdir/uniform/baselines.csv")
 for method in uniform popularity in_batch adaptive_mixed; do
   echo "== $method"
   .venv/bin/python -m jaxneg.main --config="configs/quickstart.py:$method" --workdir="$workdir/$method"
