@@ -1,6 +1,6 @@
 """What every proposal and every method is made of."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -45,7 +45,7 @@ def check_scope(scope: str) -> str:
     return scope
 
 
-def check_counts(name: str, counts: np.ndarray, num_items: int) -> np.ndarray:
+def check_counts(name: str, counts: np.ndarray | Sequence, num_items: int) -> np.ndarray:
     """Return `counts` [V+1] as float64 [V], the pad dropped, or raise InputError if they can not be frequencies."""
     counts = np.asarray(counts)
     if counts.shape != (num_items + 1,):

@@ -1,5 +1,6 @@
 """Random integers without modulo bias, and the first N permitted items of a random stream."""
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -7,6 +8,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Key, UInt32
 
 SMALL_BOUND = 1 << 16  # below it, one 32-bit word leaves a bias under 2**-16
+
+
+def bits(key: Key[Array, ""], shape: tuple[int, ...]) -> UInt32[Array, "..."]:
+    """`jax.random.bits(key, shape)`, drawn flat: the same numbers, but several axes take XLA 3 s to compile on CPU."""
+    return jax.random.bits(key, (math.prod(shape),), jnp.uint32).reshape(shape)
 
 
 def multiply_wide(words: UInt32[Array, "*S"], bound: UInt32[Array, "*#S"]) -> tuple[Array, Array]:
@@ -26,7 +32,7 @@ def integers_and_fraction(key: Key[Array, ""], bound: Int[Array, "*#S"], shape: 
     reduces 32 bits by modulo, which at a bound of 1e8 prefers some items by 2%.
     """
     bound = jnp.broadcast_to(bound, shape).astype(jnp.uint32)
-    words = jax.random.bits(key, (2, *shape), jnp.uint32)
+    words = bits(key, (2, *shape))
     high, low = multiply_wide(words[0], bound)
     carried, _ = multiply_wide(words[1], bound)
     fraction = low + carried
@@ -38,7 +44,7 @@ def integers(key: Key[Array, ""], bound: Int[Array, "*#S"], shape: tuple[int, ..
     if largest > SMALL_BOUND:
         return integers_and_fraction(key, bound, shape)[0]
     bound = jnp.broadcast_to(bound, shape).astype(jnp.uint32)
-    return multiply_wide(jax.random.bits(key, shape, jnp.uint32), bound)[0].astype(jnp.int32)
+    return multiply_wide(bits(key, shape), bound)[0].astype(jnp.int32)
 
 
 def first_permitted(

@@ -46,8 +46,8 @@ def weighted(
     ) -> Float[Array, "B #L N"]:
         excluded = excluding.history(batch, num_items)
         left = outside_mass(tables.probability, excluded, num_items)
-        log_p = jnp.log(jnp.take(tables.probability, item_ids, mode="clip"))
-        return jnp.where(excluding.contains(excluded.item_ids, item_ids), -jnp.inf, log_p - jnp.log(left)[:, None, None])
+        log_q = jnp.log(jnp.take(tables.probability, item_ids, mode="clip")) - jnp.log(left)[:, None, None]
+        return jnp.where(excluding.contains(excluded.item_ids, item_ids), -jnp.inf, log_q)
 
     def sample(key: Key[Array, ""], tables: WeightedTables, batch: Batch) -> Candidates:
         num_rows, length = batch.targets.shape
