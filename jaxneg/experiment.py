@@ -18,13 +18,14 @@ from tqdm import tqdm
 import jaxneg
 from jaxneg import checkpoint, evaluate, losses, optimizer, parallel, results, samplers, train, writer
 from jaxneg import config as config_lib
+from jaxneg.data import buckets, prepare, synthetic
 from jaxneg.data import dataset as data
-from jaxneg.data import prepare, synthetic
 from jaxneg.errors import InputError
 from jaxneg.models import sasrec
 from jaxneg.types import Dataset, EvalCases
 
 SPLITS = ("valid", "test")
+BUCKET_OVERFLOW = 1e-3  # chance that a batch is too long for one of its buckets and has to be padded
 CHECKPOINT_SECONDS = 5.0  # the least time between two saves; longer where a save itself takes long
 CHECKPOINT_COST = 20  # time between saves, in times of what the last one took
 
@@ -140,6 +141,7 @@ def make_plan(config, folder: pathlib.Path, prepared: data.Prepared) -> Plan:
         batch_size=config.batch_size,
         num_items=num_items,
         history_size=data.longest_history(dataset),
+        buckets=make_buckets(config, dataset),
         pool_size=None if math.isinf(config.osf) else max(1, math.floor(config.osf * steps_per_epoch)),
         count_pads=config.loss.count_pads,
     )
@@ -161,7 +163,7 @@ def make_plan(config, folder: pathlib.Path, prepared: data.Prepared) -> Plan:
 
     programs = Programs(
         init=parallel.over_seeds(init, layout, (True, True)),
-        advance=parallel.over_seeds(
+        advance=parallel.over_devices(
             functools.partial(train.run_steps, step), layout, (False, True, False, False), donate=(1,)
         ),
         evaluate=parallel.over_seeds(rank, layout, (True, False, False)),
@@ -176,6 +178,16 @@ def make_plan(config, folder: pathlib.Path, prepared: data.Prepared) -> Plan:
         {name: make_split(prepared, name, config.eval.rolling_history, layout) for name in SPLITS},
         np.asarray(prepared.item_counts), hyper, steps_per_epoch,
     )  # fmt: skip
+
+
+def make_buckets(config, dataset: Dataset) -> tuple[buckets.Bucket, ...]:
+    """How batches are cut so that few pads are computed; () where every sequence is to be padded to max_len."""
+    alone = config.method == "popularity_cohort" or config.sampler.scope == "position"
+    if config.loss.count_pads and alone:
+        return ()  # a left-out pad would need negatives of its own
+    overflow = BUCKET_OVERFLOW / config.num_seeds
+    lengths = data.input_lengths(dataset)
+    return buckets.choose_buckets(lengths, config.batch_size, config.model.max_len, config.num_buckets, overflow)
 
 
 def make_split(prepared: data.Prepared, name: str, rolling: bool, layout: parallel.Layout) -> Split:

@@ -68,13 +68,18 @@ def fill(layout: Layout, tree: Any) -> Any:
     return put_per_seed(layout, jax.tree.map(lambda x: x[rows], tree))
 
 
-def over_seeds(function: Callable, layout: Layout, per_seed: Sequence[bool], donate: Sequence[int] = ()) -> Callable:
-    """Compiles a function of one seed into one of all: `per_seed` says which arguments have a seed axis.
+def over_devices(function: Callable, layout: Layout, per_seed: Sequence[bool], donate: Sequence[int] = ()) -> Callable:
+    """Compiles a function of a device's seeds into one of all: `per_seed` says which arguments have a seed axis.
 
-    All outputs get a seed axis. Arguments in `donate` are given up to the outputs.
+    All outputs have a seed axis. Arguments in `donate` are given up to the outputs.
     """
-    mapped = jax.vmap(function, in_axes=tuple(0 if own else None for own in per_seed))
     specs = tuple(SEED if own else SHARED for own in per_seed)
     # A shard of its own for each device: a loop whose length depends on a seed then asks no other device.
-    sharded = jax.shard_map(mapped, mesh=layout.mesh, in_specs=specs, out_specs=SEED, check_vma=False)
+    sharded = jax.shard_map(function, mesh=layout.mesh, in_specs=specs, out_specs=SEED, check_vma=False)
     return jax.jit(sharded, donate_argnums=tuple(donate))
+
+
+def over_seeds(function: Callable, layout: Layout, per_seed: Sequence[bool], donate: Sequence[int] = ()) -> Callable:
+    """Like `over_devices`, from a function of one seed."""
+    mapped = jax.vmap(function, in_axes=tuple(0 if own else None for own in per_seed))
+    return over_devices(mapped, layout, per_seed, donate)

@@ -1,18 +1,20 @@
 """One training step, and many of them in one dispatch: draw, propose, score, select, loss, update."""
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from jaxneg import losses
 from jaxneg.data import dataset as data
+from jaxneg.data.buckets import Bucket
 from jaxneg.models import sasrec
 from jaxneg.samplers import Method
-from jaxneg.types import Dataset, Negatives
+from jaxneg.types import Batch, Candidates, Dataset, Negatives
 
 
 class Hyper(NamedTuple):
@@ -50,7 +52,7 @@ def step_keys(key: jax.Array, step: Int[Array, ""]) -> StepKeys:
 
 
 def pooled_keys(key: jax.Array, step: Int[Array, ""], pool_size: int | None) -> StepKeys:
-    """The keys of one step under an oversampling factor (PAPER, "OSF"): a pool of `pool_size` keys.
+    """The keys of one step under an oversampling factor (arXiv 2410.17276, OSF): a pool of `pool_size` keys.
 
     The first `pool_size` steps bring fresh batches and candidates in order; every later one replays those of a
     step drawn uniformly from the pool. Dropout and the selector stay fresh. None: fresh draws for ever.
@@ -73,6 +75,15 @@ def init_state(
     return TrainState(params, optimizer.init(params), hyper, run_key, jnp.zeros((), jnp.int32), zero)
 
 
+class Step(NamedTuple):
+    """One training step of one seed, in the parts that `run_steps` puts together."""
+
+    draw: Callable  # (state, dataset) -> (keys, Batch)
+    padded: Callable  # (state, keys, batch, tables) -> state
+    in_buckets: Callable | None = None  # the same, for a batch that fits; None without buckets
+    fits: Callable | None = None  # Batch -> whether the buckets hold it
+
+
 def make_step(
     *,
     model: sasrec.SASRec,
@@ -82,33 +93,25 @@ def make_step(
     batch_size: int,
     num_items: int,
     history_size: int,
+    buckets: tuple[Bucket, ...] = (),
     pool_size: int | None = None,
     count_pads: bool = False,
-) -> Callable:
-    """The training step: (state, tables, dataset) -> (state, {"loss": ...}), pure and for one seed.
+) -> Step:
+    """The training step of one seed: pure, and the same whatever the buckets.
 
     Args:
       loss: (positive_scores, Negatives, negative_weight=...) -> one value per position.
       history_size: H, at least the longest history of the dataset.
+      buckets: how to cut a batch so that few pads are computed (see `jaxneg.data.buckets`); (): not at all.
       pool_size: number of distinct batches that the run sees, or None (see `pooled_keys`).
       count_pads: whether pads stay in the mean, as in the released code.
     """
+    padded = (Bucket(batch_size, model.max_len),)
+    losses_of = functools.partial(batch_loss, model=model, method=method, loss=loss, count_pads=count_pads)
 
-    def batch_loss(params, batch, candidates, hyper: Hyper, keys: StepKeys):
-        table = params["item_table"]
-        hidden = sasrec.encode(model, params, batch.inputs, hyper.dropout, keys.dropout)
-        positive_scores = sasrec.score(hidden, table, batch.targets[..., None])[..., 0]
-        scores = sasrec.score(hidden, table, candidates.item_ids)
-        negatives = method.selector(
-            keys.selector, Negatives(candidates.item_ids, scores, candidates.log_q, candidates.mask)
-        )
-        values = loss(positive_scores, negatives, negative_weight=hyper.negative_weight)
-        counted = jnp.ones_like(values, bool) if count_pads else batch.targets > 0
-        return losses.masked_mean(values, counted)
-
-    def step(state: TrainState, tables, dataset: Dataset) -> tuple[TrainState, dict]:
+    def draw(state: TrainState, dataset: Dataset) -> tuple[StepKeys, Batch]:
         keys = pooled_keys(state.key, state.step, pool_size)
-        batch = data.draw_batch(
+        return keys, data.draw_batch(
             keys.batch,
             dataset,
             batch_size=batch_size,
@@ -116,17 +119,106 @@ def make_step(
             num_items=num_items,
             history_size=history_size,
         )
+
+    def fits(batch: Batch) -> Bool[Array, ""]:
+        lengths = jnp.sum(batch.inputs > 0, axis=1)
+        first = np.cumsum([0, *(bucket.rows for bucket in buckets)])[:-1]
+        return jnp.all(lengths[first] <= np.array([bucket.length for bucket in buckets]))
+
+    def update(cut: tuple[Bucket, ...], state: TrainState, keys: StepKeys, batch: Batch, tables) -> TrainState:
         candidates = method.proposal.sample(keys.proposal, tables, batch)
-        value, gradient = jax.value_and_grad(batch_loss)(state.params, batch, candidates, state.hyper, keys)
+        compute = functools.partial(losses_of, buckets=cut)
+        value, gradient = jax.value_and_grad(compute)(state.params, batch, candidates, state.hyper, keys)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        scaled = jax.tree.map(lambda update: -state.hyper.learning_rate * update, updates)
+        scaled = jax.tree.map(lambda change: -state.hyper.learning_rate * change, updates)
         params = optax.apply_updates(state.params, scaled)
-        new = TrainState(params, opt_state, state.hyper, state.key, state.step + 1, state.loss_sum + value)
-        return new, {"loss": value}
+        return TrainState(params, opt_state, state.hyper, state.key, state.step + 1, state.loss_sum + value)
 
-    return step
+    step = Step(draw, functools.partial(update, padded))
+    return step._replace(in_buckets=functools.partial(update, buckets), fits=fits) if len(buckets) > 1 else step
 
 
-def run_steps(step: Callable, num_steps: Int[Array, ""], state: TrainState, tables, dataset: Dataset) -> TrainState:
-    """`num_steps` steps in one program; the number is traced, so one compilation serves every interval."""
-    return jax.lax.fori_loop(0, num_steps, lambda _, carried: step(carried, tables, dataset)[0], state)
+def batch_loss(
+    params: dict,
+    batch: Batch,
+    candidates: Candidates,
+    hyper: Hyper,
+    keys: StepKeys,
+    *,
+    model: sasrec.SASRec,
+    method: Method,
+    loss: Callable[..., Float[Array, "B L"]],
+    buckets: tuple[Bucket, ...],
+    count_pads: bool,
+) -> Float[Array, ""]:
+    """The mean loss over the batch's positions, bucket by bucket; over pads too with `count_pads`.
+
+    All pads of a sequence have the same state, so those that a bucket leaves out count as one position with a
+    weight: the result is that of the padded batch.
+    """
+    pieces = list(cut_batch(batch, candidates, buckets))
+    # One gather for all, so that the item table's gradient is one scatter.
+    wanted = [ids for piece in pieces for ids in (piece.inputs, piece.targets, piece.candidates.item_ids)]
+    rows = iter(sasrec.lookup_all(params["item_table"], wanted))
+    encode = functools.partial(model.apply, {"params": params["encoder"]})
+    total, count = jnp.zeros(()), jnp.zeros(())
+
+    def values(hidden, targets, negative_rows, offered: Candidates):
+        negatives = Negatives(offered.item_ids, sasrec.dot(hidden, negative_rows), offered.log_q, offered.mask)
+        positive_scores = jnp.sum(hidden * targets, axis=-1)
+        chosen = method.selector(keys.selector, negatives)
+        return loss(positive_scores, chosen, negative_weight=hyper.negative_weight)
+
+    for piece in pieces:
+        inputs, targets, negative_rows = next(rows), next(rows), next(rows)
+        hidden = encode(inputs, piece.inputs > 0, hyper.dropout, keys.dropout, piece.first_row)
+        counted = jnp.ones_like(piece.targets, bool) if count_pads else piece.targets > 0
+        total += jnp.sum(jnp.where(counted, values(hidden, targets, negative_rows, piece.candidates), 0))
+        count += jnp.sum(counted)
+        num_cut = model.max_len - piece.inputs.shape[1]
+        if count_pads and num_cut:
+            nothing = jnp.zeros_like(inputs[:, :1])
+            at_pad = encode(nothing, jnp.zeros(nothing.shape[:2], bool))
+            total += num_cut * jnp.sum(values(at_pad, nothing, negative_rows, piece.candidates))
+            count += num_cut * inputs.shape[0]
+    return total / jnp.maximum(count, 1)
+
+
+class Piece(NamedTuple):
+    """One bucket's part of a batch."""
+
+    first_row: int
+    inputs: Int[Array, "R l"]
+    targets: Int[Array, "R l"]
+    candidates: Candidates
+
+
+def cut_batch(batch: Batch, candidates: Candidates, buckets: tuple[Bucket, ...]) -> Iterator[Piece]:
+    """The parts of a batch, each with its rows' last positions and the candidates that belong to them."""
+    first = 0
+    for rows, length in buckets:
+        def part(x, rows=slice(first, first + rows), length=length):
+            x = x[rows] if x.shape[0] > 1 else x
+            return x[:, x.shape[1] - length:] if x.shape[1] > 1 else x
+
+        yield Piece(first, part(batch.inputs), part(batch.targets), Candidates(*(part(x) for x in candidates)))
+        first += rows
+
+
+def run_steps(step: Step, num_steps: Int[Array, ""], states: TrainState, tables, dataset: Dataset) -> TrainState:
+    """`num_steps` steps of several seeds in one program: every leaf of `states` has a seed axis.
+
+    The number is traced, so that one compilation serves every interval. The seeds take the padded form together,
+    when one of them has a batch that its buckets do not hold: a choice made per seed would compute both.
+    """
+    over_seeds = functools.partial(jax.vmap, in_axes=(0, 0, 0, None))
+
+    def body(_, states):
+        keys, batches = jax.vmap(step.draw, in_axes=(0, None))(states, dataset)
+        operands = (states, keys, batches, tables)
+        if step.in_buckets is None:
+            return over_seeds(step.padded)(*operands)
+        fit = jnp.all(jax.vmap(step.fits)(batches))
+        return jax.lax.cond(fit, over_seeds(step.in_buckets), over_seeds(step.padded), *operands)
+
+    return jax.lax.fori_loop(0, num_steps, body, states)

@@ -2,10 +2,19 @@
 
 import os
 import pathlib
+import subprocess
+import sys
 
 # In the environment, so that the subprocesses of tests have them too; before JAX is imported, which reads them then.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
+
+# Tests run each program once or twice: what they wait for is the compiler, five times less without its optimisations.
+QUICK_COMPILER = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+if "XLA_FLAGS" not in os.environ:
+    start = [sys.executable, "-c", "import jax; jax.devices()"]  # an XLA that does not know a flag stops the process
+    known = subprocess.run(start, env=os.environ | {"XLA_FLAGS": QUICK_COMPILER}, capture_output=True).returncode == 0
+    os.environ["XLA_FLAGS"] = QUICK_COMPILER if known else ""
 
 import jaxtyping
 import pytest

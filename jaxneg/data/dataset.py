@@ -79,6 +79,12 @@ def _distinct_histories(prepared: Prepared) -> tuple[np.ndarray, np.ndarray]:
     return start, items.astype(np.int32)
 
 
+def input_lengths(dataset: Dataset) -> np.ndarray:
+    """How many inputs the sequence of each user that can be drawn has, before it is cut to max_len: [E]."""
+    users = np.asarray(dataset.train_users)
+    return np.asarray(dataset.train_end)[users] - np.asarray(dataset.user_start)[users] - 1
+
+
 def longest_history(dataset: Dataset) -> int:
     """H: the largest number of distinct training items of any user."""
     return int(np.diff(np.asarray(dataset.history_start)).max())
@@ -109,11 +115,13 @@ def draw_batch(
 ) -> Batch:
     """A mini-batch of users drawn uniformly with replacement among those with two training items or more.
 
-    Each sequence is the user's last max_len + 1 training items (PAPER, training): inputs are all but the last,
-    targets all but the first, left-padded with 0. `history_size` is H, at least the longest history.
+    Each sequence is the user's last max_len + 1 training items (arXiv 2410.17276, training): inputs are all but
+    the last, targets all but the first, left-padded with 0. Longer training histories come first, so that a batch
+    can be cut in buckets. `history_size` is H, at least the longest history.
     """
     num_users = dataset.train_users.shape[0]
     users = dataset.train_users[jax.random.randint(key, (batch_size,), 0, num_users)]
+    users = users[jnp.argsort(dataset.user_start[users] - dataset.train_end[users])]
     sequence = windows(dataset.items, dataset.user_start[users], dataset.train_end[users], max_len + 1)
     first, last = dataset.history_start[users], dataset.history_start[users + 1]
     offset = jnp.arange(history_size)[None]
@@ -126,7 +134,7 @@ def draw_batch(
 
 
 def evaluation_cases(prepared: Prepared, split: str, rolling: bool = False) -> EvalCases:
-    """The cases of split "valid" or "test" (PAPER, evaluation), as NumPy arrays in (user, time) order.
+    """The cases of split "valid" or "test" (arXiv 2410.17276, evaluation), as NumPy arrays in (user, time) order.
 
     Validation: every validation row of a user with a training row, ranked from the training history. Test: every
     test row of a user with a training or validation row, ranked from both. With `rolling`, the split's earlier

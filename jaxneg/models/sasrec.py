@@ -5,9 +5,12 @@ differentiate with respect to the gathered rows alone. Shape letters: see `jaxne
 """
 
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax.nn.initializers import glorot_uniform
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt32
@@ -20,7 +23,7 @@ LAYER_NORM_EPSILON = 1e-8
 MASKED_SCORE = -1e9  # finite, so that the softmax of a row with no key left is uniform and not NaN
 
 
-def random_bits(key: PRNGKeyArray, shape: tuple[int, ...]) -> UInt32[Array, "..."]:
+def random_bits(key: PRNGKeyArray, index: UInt32[Array, "*shape"]) -> UInt32[Array, "*shape"]:
     """Uniform 32-bit words by hashing each element's index with two words of the key.
 
     The mixer is Wellons's `lowbias32` (github.com/skeeto/hash-prospector), applied twice. It costs a fraction
@@ -32,22 +35,51 @@ def random_bits(key: PRNGKeyArray, shape: tuple[int, ...]) -> UInt32[Array, "...
         return word ^ (word >> 15)
 
     first, second = jax.random.bits(key, (2,), jnp.uint32)
-    index = jax.lax.iota(jnp.uint32, math.prod(shape)).reshape(shape)
     return mix(mix(index ^ first) + second)
 
 
-def dropout(key: PRNGKeyArray | None, values: Float[Array, "*shape"], rate: Rate) -> Float[Array, "*shape"]:
+def dropout(
+    key: PRNGKeyArray | None, values: Float[Array, "*shape"], rate: Rate, index: UInt32[Array, "*shape"]
+) -> Float[Array, "*shape"]:
     """Inverted dropout: zero with probability `rate` in [0, 1), else divided by 1 - rate.
 
-    `rate` may be traced (another one per vmapped seed); rate 0 is the exact identity. Without a key nothing
-    is traced.
+    `index` numbers the elements: equal numbers, equal fate. `rate` may be traced (another one per vmapped
+    seed); rate 0 is the exact identity. Without a key nothing is traced.
     """
     if key is None:
         return values
     rate = jnp.asarray(rate, jnp.float32)
     threshold = (rate * 2.0**32).astype(jnp.uint32)
-    keep = random_bits(key, values.shape) >= threshold
+    keep = random_bits(key, index) >= threshold
     return jnp.where(keep, values * (1.0 / (1.0 - rate)).astype(values.dtype), 0)
+
+
+class Places(NamedTuple):
+    """Numbers of the elements of a batch's arrays, the same however the batch is cut (see `jaxneg.data.buckets`).
+
+    An element is numbered by its row and its position in the padded batch, so a piece of the batch has the
+    dropout that it would have in the whole.
+    """
+
+    position: UInt32[Array, "B L"]  # row * max_len + position
+    max_len: int
+
+    def of_width(self, width: int) -> UInt32[Array, "B L D"]:
+        """The elements of hidden states."""
+        return self.position[..., None] * width + jnp.arange(width, dtype=jnp.uint32)[None, None]
+
+    def of_pairs(self, num_heads: int) -> UInt32[Array, "B H L L"]:
+        """The elements of attention weights."""
+        length = self.position.shape[1]
+        query = self.position[:, None] * num_heads + jnp.arange(num_heads, dtype=jnp.uint32)[None, :, None]
+        key = jnp.arange(self.max_len - length, self.max_len, dtype=jnp.uint32)
+        return query[..., None] * self.max_len + key[None, None, None]
+
+
+def places(first_row: int, batch: int, length: int, max_len: int) -> Places:
+    """The numbers of rows first_row ... first_row + batch - 1, right-aligned in max_len positions."""
+    rows = jnp.arange(first_row, first_row + batch, dtype=jnp.uint32)[:, None]
+    return Places(rows * max_len + jnp.arange(max_len - length, max_len, dtype=jnp.uint32)[None], max_len)
 
 
 class LayerNorm(nn.Module):
@@ -70,13 +102,14 @@ def attend(
     num_heads: int,
     rate: Rate,
     dropout_key: PRNGKeyArray | None,
+    place: Places,
 ) -> Float[Array, "B L D"]:
     """Scaled dot-product attention; `allowed[b, i, j]`: position i may look at position j."""
     batch, length, width = query.shape
     query, key, value = (x.reshape(batch, length, num_heads, -1) for x in (query, key, value))
     scores = jnp.einsum("bqhd,bkhd->bhqk", query * math.sqrt(num_heads / width), key)
     weights = jax.nn.softmax(jnp.where(allowed[:, None], scores, MASKED_SCORE), axis=-1)
-    weights = dropout(dropout_key, weights, rate)
+    weights = dropout(dropout_key, weights, rate, place.of_pairs(num_heads))
     return jnp.einsum("bhqk,bkhd->bqhd", weights, value).reshape(batch, length, width)
 
 
@@ -92,6 +125,7 @@ class Block(nn.Module):
         allowed: Bool[Array, "B L L"],
         rate: Rate,
         dropout_keys: tuple[PRNGKeyArray | None, PRNGKeyArray | None, PRNGKeyArray | None],
+        place: Places,
     ) -> Float[Array, "B L D"]:
         def dense(name):
             return nn.Dense(x.shape[-1], kernel_init=glorot_uniform(), name=name)
@@ -99,10 +133,11 @@ class Block(nn.Module):
         attention_key, inner_key, outer_key = dropout_keys
         normed = LayerNorm(name="attention_norm")(x)
         query, key, value = dense("query")(normed), dense("key")(x), dense("value")(x)
-        x = normed + attend(query, key, value, allowed, self.num_heads, rate, attention_key)
+        x = normed + attend(query, key, value, allowed, self.num_heads, rate, attention_key, place)
         normed = LayerNorm(name="ffn_norm")(x)
-        inner = dropout(inner_key, nn.relu(dense("ffn_inner")(normed)), rate)
-        return normed + dropout(outer_key, dense("ffn_outer")(inner), rate)
+        element = place.of_width(x.shape[-1])
+        inner = dropout(inner_key, nn.relu(dense("ffn_inner")(normed)), rate, element)
+        return normed + dropout(outer_key, dense("ffn_outer")(inner), rate, element)
 
 
 class SASRec(nn.Module):
@@ -131,26 +166,29 @@ class SASRec(nn.Module):
         is_item: Bool[Array, "B L"],
         dropout_rate: Rate = 0.0,
         dropout_key: PRNGKeyArray | None = None,
+        first_row: int = 0,
     ) -> Float[Array, "B L D"]:
         """Hidden states from `embedded`, unscaled rows of the item table (0 at pads).
 
         Position embeddings are aligned at the right end, so a sequence cut to L < max_len by dropping pads on
         its left gives the same states. At pads the output is the last LayerNorm's offset. `dropout_rate` may
-        be traced; no dropout is traced where `dropout_key` is None. Raises InputError where L > max_len.
+        be traced; no dropout is traced where `dropout_key` is None. A piece of a batch that begins at row
+        `first_row` has the dropout that it would have in the whole. Raises InputError where L > max_len.
         """
-        length = embedded.shape[1]
+        length, width = embedded.shape[1:]
         if length > self.max_len:
             raise InputError(f"sequence length is {length}: it must be at most max_len, {self.max_len}")
         positions = self.param("positions", glorot_uniform(), (self.max_len, self.width))
         num_sites = 1 + 3 * self.num_blocks
+        place = places(first_row, embedded.shape[0], length, self.max_len)
         keys = [None] * num_sites if dropout_key is None else list(jax.random.split(dropout_key, num_sites))
 
         allowed = is_item[:, None, :] & jnp.tri(length, dtype=bool)[None]
         x = embedded * math.sqrt(self.width) + positions[None, self.max_len - length:]
-        x = jnp.where(is_item[..., None], dropout(keys[0], x, dropout_rate), 0)
+        x = jnp.where(is_item[..., None], dropout(keys[0], x, dropout_rate, place.of_width(width)), 0)
         for i in range(self.num_blocks):
             block = Block(self.num_heads, name=f"block_{i}")
-            x = block(x, allowed, dropout_rate, tuple(keys[1 + 3 * i:4 + 3 * i]))
+            x = block(x, allowed, dropout_rate, tuple(keys[1 + 3 * i:4 + 3 * i]), place)
             x = jnp.where(is_item[..., None], x, 0)
         return LayerNorm(name="final_norm")(x)
 
@@ -185,15 +223,26 @@ def encode(
     return model.apply({"params": params["encoder"]}, embedded, inputs != 0, dropout_rate, dropout_key)
 
 
+def lookup_all(item_table: Float[Array, "rows D"], wanted: Sequence[Int[Array, "..."]]) -> list[Float[Array, "..."]]:
+    """`lookup` of several arrays of ids in one gather, so that the gradient is one scatter."""
+    rows = lookup(item_table, jnp.concatenate([ids.reshape(-1) for ids in wanted]))
+    ends = np.cumsum([ids.size for ids in wanted])[:-1]
+    return [part.reshape(*ids.shape, -1) for part, ids in zip(jnp.split(rows, ends), wanted, strict=True)]
+
+
+def dot(hidden: Float[Array, "B L D"], rows: Float[Array, "#B #L N D"]) -> Float[Array, "B L N"]:
+    """Dot products of hidden states with items' rows, one matrix product where positions share the items."""
+    axes = "".join(name for name, size in zip("bl", rows.shape, strict=False) if size > 1)
+    shared = [axis for axis in (0, 1) if rows.shape[axis] == 1]
+    return jnp.einsum(f"bld,{axes}nd->bln", hidden, jnp.squeeze(rows, shared))
+
+
 def score(
     hidden: Float[Array, "B L D"], item_table: Float[Array, "rows D"], item_ids: Int[Array, "#B #L N"]
 ) -> Float[Array, "B L N"]:
-    """Dot products of hidden states with items' rows (0 for id 0).
+    """Scores of items: dot products of hidden states with the items' rows (0 for id 0).
 
-    Ids shared by a sequence [B, 1, N] or by the batch [1, 1, N] are gathered once and scored by one matrix
-    product; only ids per position materialise [B, L, N, D].
+    Ids shared by a sequence [B, 1, N] or by the batch [1, 1, N] are gathered once; only ids per position
+    materialise [B, L, N, D].
     """
-    axes = "".join(name for name, size in zip("bl", item_ids.shape, strict=False) if size > 1)
-    shared = [axis for axis in (0, 1) if item_ids.shape[axis] == 1]
-    rows = lookup(item_table, jnp.squeeze(item_ids, shared))
-    return jnp.einsum(f"bld,{axes}nd->bln", hidden, rows)
+    return dot(hidden, lookup(item_table, item_ids))

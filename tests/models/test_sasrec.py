@@ -193,6 +193,11 @@ def test_initial_values_differ_between_matrices_and_seeds():
 # Dropout
 
 
+def numbers(*shape):
+    """A number of its own for each element."""
+    return jnp.arange(np.prod(shape), dtype=jnp.uint32).reshape(shape)
+
+
 def test_without_a_key_no_dropout_is_traced():
     model, params = build()
     trace = jax.make_jaxpr(sasrec.encode, static_argnums=0)
@@ -204,8 +209,9 @@ def test_without_a_key_no_dropout_is_traced():
 
 def test_rate_zero_is_the_exact_identity():
     values = jax.random.normal(jax.random.key(1), (50, 40))
-    np.testing.assert_array_equal(sasrec.dropout(jax.random.key(0), values, 0.0), values)
-    np.testing.assert_array_equal(jax.jit(sasrec.dropout)(jax.random.key(0), values, 0.0), values)
+    arguments = (jax.random.key(0), values, 0.0, numbers(50, 40))
+    np.testing.assert_array_equal(sasrec.dropout(*arguments), values)
+    np.testing.assert_array_equal(jax.jit(sasrec.dropout)(*arguments), values)
     model, params = build()
     with_key = encode(model, params, INPUTS, 0.0, jax.random.key(0))
     np.testing.assert_allclose(with_key, encode(model, params, INPUTS), rtol=0, atol=1e-6)  # another program
@@ -214,7 +220,7 @@ def test_rate_zero_is_the_exact_identity():
 @pytest.mark.parametrize("rate", [0.01, 0.2, 0.5, 0.9])
 def test_dropout_keeps_the_stated_share_and_scales_it(rate):
     count = 200_000
-    dropped = np.asarray(sasrec.dropout(jax.random.key(7), jnp.full((count,), 3.0), rate))
+    dropped = np.asarray(sasrec.dropout(jax.random.key(7), jnp.full((count,), 3.0), rate, numbers(count)))
     kept = dropped != 0
     assert stats.binomtest(int(kept.sum()), count, 1 - rate).pvalue > 1e-4
     np.testing.assert_allclose(dropped[kept], 3.0 / (1 - rate), rtol=1e-6)
@@ -222,15 +228,15 @@ def test_dropout_keeps_the_stated_share_and_scales_it(rate):
 
 def test_dropout_gradient_passes_where_it_kept():
     values = jnp.ones((100,))
-    gradient = jax.grad(lambda v: sasrec.dropout(jax.random.key(7), v, 0.25).sum())(values)
-    np.testing.assert_array_equal(gradient, sasrec.dropout(jax.random.key(7), values, 0.25))
+    gradient = jax.grad(lambda v: sasrec.dropout(jax.random.key(7), v, 0.25, numbers(100)).sum())(values)
+    np.testing.assert_array_equal(gradient, sasrec.dropout(jax.random.key(7), values, 0.25, numbers(100)))
 
 
 def test_random_bits_are_uniform_and_unrelated():
     """Every bit, neighbours along each axis, and the same place under keys that follow one another."""
     shape, num_keys = (64, 128), 64
     keys = jax.random.split(jax.random.key(5), num_keys)
-    words = np.asarray(jax.vmap(lambda k: sasrec.random_bits(k, shape))(keys))
+    words = np.asarray(jax.vmap(lambda k: sasrec.random_bits(k, numbers(*shape)))(keys))
     count = words.size
     for bit in range(32):
         ones = int(((words >> bit) & 1).sum())
@@ -264,7 +270,8 @@ def test_dropout_reaches_every_site(monkeypatch):
     model, params = build(2, 3)
     seen = []
 
-    def record(key, values, rate):
+    def record(key, values, rate, index):
+        assert index.shape == values.shape and len(np.unique(index)) == index.size
         seen.append((tuple(np.asarray(jax.random.key_data(key))), values.shape))
         return values
 
@@ -276,13 +283,22 @@ def test_dropout_reaches_every_site(monkeypatch):
     assert len({key for key, _ in seen}) == len(seen)
 
 
+def test_a_piece_of_a_batch_has_the_dropout_of_the_whole():
+    """Rows from the third on, without their first pad: each number is the one it has in the padded batch."""
+    whole = sasrec.places(0, 5, MAX_LEN, MAX_LEN)
+    piece = sasrec.places(2, 3, MAX_LEN - 1, MAX_LEN)
+    np.testing.assert_array_equal(piece.of_width(4), whole.of_width(4)[2:, 1:])
+    np.testing.assert_array_equal(piece.of_pairs(2), whole.of_pairs(2)[2:, :, 1:, 1:])
+
+
 def test_rates_may_differ_between_vmapped_seeds():
     rates = jnp.asarray([0.0, 0.2, 0.7])
     keys = jax.random.split(jax.random.key(2), 3)
     values = jnp.ones((50_000,))
-    dropped = np.asarray(jax.jit(jax.vmap(sasrec.dropout, in_axes=(0, None, 0)))(keys, values, rates))
+    place = numbers(50_000)
+    dropped = np.asarray(jax.jit(jax.vmap(sasrec.dropout, in_axes=(0, None, 0, None)))(keys, values, rates, place))
     for key, rate, row in zip(keys, rates, dropped, strict=True):
-        np.testing.assert_array_equal(row, sasrec.dropout(key, values, rate))
+        np.testing.assert_array_equal(row, sasrec.dropout(key, values, rate, place))
         assert stats.binomtest(int((row != 0).sum()), row.size, 1 - float(rate)).pvalue > 1e-4
 
 

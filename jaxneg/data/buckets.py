@@ -1,0 +1,48 @@
+"""How to cut a batch, sorted by length, into pieces that hold few pads."""
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+BUCKET_COST = 0.02  # what one more bucket costs in smaller matrix products, as a share of the padded batch
+
+
+class Bucket(NamedTuple):
+    """The next `rows` sequences of a batch that is sorted by falling length, cut to their last `length` positions."""
+
+    rows: int
+    length: int
+
+
+def choose_buckets(
+    lengths: Sequence[int] | np.ndarray, batch_size: int, max_len: int, num_buckets: int, overflow: float
+) -> tuple[Bucket, ...]:
+    """The buckets with the fewest positions that hold a batch drawn uniformly from these lengths [E].
+
+    How many sequences of a batch exceed a length is binomial, so each bucket is as large as makes it overflow with
+    probability `overflow` at most; a batch that does overflow has to be padded to `max_len`. At most `num_buckets`.
+    """
+    lengths = np.minimum(np.asarray(lengths), max_len)
+    grid = np.unique(np.append(np.arange(0, max_len, max(max_len // 48, 1))[1:], max_len)).tolist()
+    longer = [float((lengths > length).mean()) for length in grid]
+    # need[i]: rows of a sorted batch that have to be longer than grid[i]
+    need = [int(stats.binom.isf(overflow, batch_size, share)) if share else 0 for share in longer]
+
+    extra = BUCKET_COST * batch_size * max_len
+
+    @functools.cache
+    def best(index: int, pieces: int) -> tuple[float, tuple[Bucket, ...]]:
+        """(cost, buckets) for the rows from need[index] on, the first bucket being grid[index] long."""
+        start, length = need[index], grid[index]
+        options = [((batch_size - start) * length, (Bucket(batch_size - start, length),))]
+        for shorter in range(index if pieces > 1 else 0):
+            rows = need[shorter] - start
+            if rows > 0:
+                cost, rest = best(shorter, pieces - 1)
+                options.append((rows * length + extra + cost, (Bucket(rows, length), *rest)))
+        return min(options)
+
+    return tuple(bucket for bucket in best(len(grid) - 1, num_buckets)[1] if bucket.rows)
