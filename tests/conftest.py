@@ -16,8 +16,8 @@ if "XLA_FLAGS" not in os.environ:
     known = subprocess.run(start, env=os.environ | {"XLA_FLAGS": QUICK_COMPILER}, capture_output=True).returncode == 0
     os.environ["XLA_FLAGS"] = QUICK_COMPILER if known else ""
 
-import jaxtyping
-import pytest
+import jaxtyping  # noqa: E402
+import pytest  # noqa: E402
 
 CHECKED = ["jaxneg.samplers", "jaxneg.losses", "jaxneg.metrics", "jaxneg.models"]
 jaxtyping.install_import_hook(CHECKED, "beartype.beartype")
