@@ -87,10 +87,10 @@ def run(config, workdir: str | pathlib.Path) -> pathlib.Path:
       InputError: what the user can mend; nothing half-written is left behind.
     """
     config = config_lib.resolve(config)
-    folder = writer.claim(workdir)
-    prepared = data.load(prepare_data(config))
-    plan = make_plan(config, folder, prepared)
-    claim_config(plan, prepared)
+    with writer.claimed(workdir) as folder:
+        prepared = data.load(prepare_data(config))
+        plan = make_plan(config, folder, prepared)
+        claim_config(plan, prepared)
     results_path = folder / "results.csv"
     if not results_path.exists():
         baselines = rank_baselines(plan, prepared)

@@ -14,9 +14,14 @@ import pandas as pd
 from jaxneg.errors import InputError
 
 
-def claim(workdir: str | os.PathLike) -> pathlib.Path:
-    """The working directory, made if need be. Raises InputError where nothing can be written there."""
+@contextlib.contextmanager
+def claimed(workdir: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """The working directory, made if need be, and unmade if what is done with it fails and left it empty.
+
+    Raises InputError where nothing can be written there.
+    """
     path = pathlib.Path(workdir)
+    existed = path.exists()
     try:
         path.mkdir(parents=True, exist_ok=True)
         probe = path / f".write-test-{os.getpid()}"
@@ -24,7 +29,13 @@ def claim(workdir: str | os.PathLike) -> pathlib.Path:
         probe.unlink()
     except OSError as error:
         raise InputError(f"workdir {path} cannot be written ({error.strerror}): name a writable folder") from error
-    return path
+    try:
+        yield path
+    except BaseException:
+        if not existed:
+            with contextlib.suppress(OSError):  # it is not empty: something worth keeping is there
+                path.rmdir()
+        raise
 
 
 @contextlib.contextmanager

@@ -175,7 +175,7 @@ def test_bad_input_is_named_and_leaves_nothing(cache, tmp_path, others, words):
     with pytest.raises(InputError, match=words) as refused:
         experiment.run(small(cache, **others), tmp_path / "run")
     assert "\n" not in str(refused.value)
-    assert not (tmp_path / "run").exists() or not list((tmp_path / "run").iterdir())
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

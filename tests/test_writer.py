@@ -45,5 +45,14 @@ def test_arrays_need_no_pickle(tmp_path):
 def test_a_workdir_that_cannot_be_one(tmp_path, make):
     (tmp_path / "taken").touch()
     path = tmp_path / "taken" if make == "file" else tmp_path / "taken" / "below"
-    with pytest.raises(InputError, match="taken.*cannot be written"):
-        writer.claim(path)
+    with pytest.raises(InputError, match="taken.*cannot be written"), writer.claimed(path):
+        pass
+
+
+def test_a_workdir_in_which_nothing_was_done_is_unmade(tmp_path):
+    for name in ("empty", "used"):
+        with pytest.raises(InputError, match="why"), writer.claimed(tmp_path / name) as folder:
+            if name == "used":
+                (folder / "file").touch()
+            raise InputError("why")
+    assert os.listdir(tmp_path) == ["used"]
