@@ -4,7 +4,9 @@ An evaluation gives, per case, how many items score above the target and how man
 often each item is recommended. Everything that is reported derives from those two.
 """
 
+import argparse
 import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from jaxneg import metrics
+from jaxneg.errors import InputError
 
 COHORTS = ("head", "mid", "tail")
 MAIN_K = 10  # Balance, the best epoch and the table are all at 10
@@ -190,3 +193,35 @@ def read_results(path: str | Path) -> pd.DataFrame:
     """Rows of results.csv, numbers as they were written. Only an empty field is missing, not "NA"."""
     text = {"dataset": str, "method": str, "status": str}
     return pd.read_csv(path, keep_default_na=False, na_values=[""], dtype=text, engine="python")
+
+
+def find_results(folders: Sequence[str | Path]) -> pd.DataFrame:
+    """Rows of every results.csv below the folders, and each data set's baselines once, first.
+
+    Raises InputError where a folder holds no finished run.
+    """
+    runs = []
+    for folder in folders:
+        found = sorted(Path(folder).rglob("results.csv"))
+        if not found:
+            raise InputError(f"{folder}: no results.csv in or below it; name a folder with a finished run")
+        runs += found
+    baselines = [read_results(path.with_name("baselines.csv")) for path in runs]
+    baselines = pd.concat(baselines).drop_duplicates(["dataset", "method"])
+    return pd.concat([baselines, *(read_results(path) for path in runs)]).sort_values("dataset", kind="stable")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m jaxneg.results", description="One table of several finished runs.")
+    parser.add_argument("folders", nargs="+", metavar="DIR", help="folders to search for results.csv")
+    try:
+        print(results_table(find_results(parser.parse_args(arguments).folders)), end="")
+    except InputError as error:
+        print(f"jaxneg: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -7,16 +7,10 @@ setup_jaxneg
 workdir=${WORKDIR:-runs/quickstart}
 # The methods share some compiled programs, and a second start shares all.
 export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$PWD/.venv/compiled}
-files=("$workdir/uniform/baselines.csv")
 for method in uniform popularity in_batch adaptive_mixed; do
   echo "== $method"
   .venv/bin/python -m jaxneg.main --config="configs/quickstart.py:$method" --workdir="$workdir/$method"
-  files+=("$workdir/$method/results.csv")
 done
 echo "== all four"
-.venv/bin/python -c '
-import sys
-import pandas
-from jaxneg import results
-print(results.results_table(pandas.concat([results.read_results(path) for path in sys.argv[1:]])))' "${files[@]}"
+.venv/bin/python -m jaxneg.results "$workdir"
 echo "Files: $workdir/METHOD/results.csv, and beside it metrics.jsonl, cases.npz, baselines.csv and config.json."

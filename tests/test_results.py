@@ -131,3 +131,25 @@ def test_results_are_read_as_they_were_written(tmp_path):
     back = results.read_results(tmp_path / "results.csv")
     pd.testing.assert_frame_equal(back, pd.DataFrame(rows), check_dtype=False, check_exact=True)
     assert back["dataset"][0] == "NA" and results.results_table(back) == results.results_table(rows)
+
+
+def write_run(folder, dataset, method):
+    folder.mkdir(parents=True)
+    rows = rows_of_five_cases()
+    for name, called in (("results.csv", method), ("baselines.csv", "popularity_baseline")):
+        row = results.result_row(rows, rows, dataset=dataset, method=called, status="ok", train_seconds=1.0)
+        writer.write_csv(folder / name, [row])
+
+
+def test_the_command_gathers_runs_and_shows_each_baseline_once(tmp_path, capsys):
+    for dataset, method in (("b", "uniform"), ("a", "uniform"), ("a", "mixed")):
+        write_run(tmp_path / dataset / method, dataset, method)
+    assert results.main([str(tmp_path)]) == 0
+    lines = [line.split()[:2] for line in capsys.readouterr().out.splitlines()[2:]]
+    baseline = "popularity_baseline"
+    assert lines == [["a", baseline], ["a", "mixed"], ["a", "uniform"], ["b", baseline], ["b", "uniform"]]
+
+
+def test_a_folder_without_a_finished_run_is_refused(tmp_path, capsys):
+    assert results.main([str(tmp_path)]) == 2
+    assert f"{tmp_path}: no results.csv" in capsys.readouterr().err
