@@ -3,8 +3,8 @@
     python -m jaxneg.main --config=configs/beauty.py:adaptive_mixed --workdir=runs/beauty \\
         --config.data.path=PATH/ratings_Beauty.csv
 
-Duration: to be measured.
-Expected result: to be measured.
+Duration: not measured by us for this file and the whole 201 epochs; the README has a shortened run on a smaller one.
+Expected result: the paper reports HR@10 0.0233, NDCG@10 0.0115 and Balance 0.51 for adaptive_mixed (10 runs).
 """
 
 from jaxneg import config as config_lib

@@ -3,8 +3,8 @@
     python -m jaxneg.main --config=configs/ml10m.py:adaptive_mixed --workdir=runs/ml10m \\
         --config.data.path=PATH/ml-10m.zip
 
-Duration: to be measured.
-Expected result: to be measured.
+Duration: not measured by us.
+Expected result: the paper reports HR@10 0.0110, NDCG@10 0.0050 and Balance 0.87 for adaptive_mixed (20 runs).
 """
 
 from jaxneg import config as config_lib

@@ -3,8 +3,8 @@
     python -m jaxneg.main --config=configs/retailrocket.py:adaptive_mixed --workdir=runs/retailrocket \\
         --config.data.path=PATH/events.csv
 
-Duration: to be measured.
-Expected result: to be measured.
+Duration: not measured by us.
+Expected result: the paper reports HR@10 0.0419, NDCG@10 0.0236 and Balance 0.45 for adaptive_mixed (20 runs).
 """
 
 from jaxneg import config as config_lib
