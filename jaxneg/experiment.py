@@ -26,6 +26,7 @@ from jaxneg.types import Dataset, EvalCases
 
 SPLITS = ("valid", "test")
 BUCKET_OVERFLOW = 1e-3  # chance that a batch is too long for one of its buckets and has to be padded
+FREE_SETTINGS = ("data.path", "data.cache_dir", "steps_per_dispatch", "eval.memory_mb")  # where or how, not what
 CHECKPOINT_SECONDS = 5.0  # the least time between two saves; longer where a save itself takes long
 CHECKPOINT_COST = 20  # time between saves, in times of what the last one took
 
@@ -218,19 +219,17 @@ def claim_config(plan: Plan, prepared: data.Prepared) -> None:
     settings = writer.plain(config_lib.flatten(plan.config))
     data_facts = {"fingerprint": prepared.meta["fingerprint"], "num_users": prepared.num_users,
                   "num_items": prepared.num_items, "num_rows": len(prepared.items)}  # fmt: skip
-    record = {"config": settings, "data": data_facts, "versions": versions(), "device": device()}
     if path.exists():
         old = json.loads(path.read_text())
         mine, theirs = settings | data_facts, old["config"] | old["data"]
         changed = [f"{name} was {theirs.get(name)!r} and is {mine.get(name)!r}"
                    for name in sorted(mine.keys() | theirs.keys())
-                   if mine.get(name) != theirs.get(name) and not name.startswith(FREE)]  # fmt: skip
+                   if mine.get(name) != theirs.get(name) and name not in FREE_SETTINGS]  # fmt: skip
         if changed:
             raise InputError(f"workdir {plan.folder} holds another run: {'; '.join(changed)}; name another --workdir")
+        return
+    record = {"config": settings, "data": data_facts, "versions": versions(), "device": device()}
     writer.write_json(path, record)
-
-
-FREE = ("data.path", "data.cache_dir", "steps_per_dispatch", "eval.memory_mb")  # where or how, not what
 
 
 def versions() -> dict[str, str]:
