@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
+from flax.traverse_util import flatten_dict
 from tqdm import tqdm
 
 import jaxneg
@@ -73,6 +74,7 @@ class Progress(NamedTuple):
     best_valid: np.ndarray  # [S] best validation HR@10 so far
     num_above: np.ndarray  # [S, C] of the test cases at each seed's best epoch
     num_tied: np.ndarray  # [S, C]
+    best_params: dict  # [S, ...] the weights at each seed's best epoch, on the host
     metrics_bytes: int  # of metrics.jsonl: what is beyond them is written again after a resume
     train_seconds: float
     eval_seconds: float
@@ -99,7 +101,7 @@ def run(config, workdir: str | pathlib.Path) -> pathlib.Path:
         write_results(plan, prepared, baselines, progress)
     tables = [results.read_results(folder / name) for name in ("baselines.csv", "results.csv")]
     print(results.results_table(pd.concat(tables)))
-    print(f"files: {folder}/results.csv, baselines.csv, metrics.jsonl, cases.npz, config.json")
+    print(f"files: {folder}/results.csv, baselines.csv, metrics.jsonl, cases.npz, model.npz, config.json")
     return results_path
 
 
@@ -325,12 +327,13 @@ def resume(plan: Plan, manager) -> tuple[train.TrainState, Progress]:
     keys = parallel.seed_keys(layout, plan.config.seed)
     state = plan.programs.init(keys, parallel.repeat(layout, plan.hyper))
     ranks = np.zeros((layout.num_seeds, num_cases), np.int32)
-    progress = Progress(0, np.full(layout.num_seeds, -1.0), ranks, ranks, 0, 0.0, 0.0)
+    params = jax.device_get(parallel.take(layout, state.params))
+    progress = Progress(0, np.full(layout.num_seeds, -1.0), ranks, ranks, params, 0, 0.0, 0.0)
     stored = checkpoint.restore(manager, (parallel.take(layout, state), progress))
     if stored is None:
         return state, progress
     state, progress = parallel.fill(layout, stored[0]), Progress(*stored[1])
-    progress = Progress(*(leaf if leaf.ndim else leaf.item() for leaf in progress))
+    progress = jax.tree.map(lambda leaf: leaf if leaf.ndim else leaf.item(), progress)
     print(f"jaxneg: resuming after step {int(np.asarray(state.step)[0]):,} of {plan.last_step:,}", file=sys.stderr)
     return state, progress
 
@@ -361,16 +364,22 @@ def evaluate_seeds(plan: Plan, epoch: int, state: train.TrainState, progress: Pr
         if valid["hr@10"] > best[seed]:
             best[seed] = valid["hr@10"]
             num_above[seed], num_tied[seed] = (part[seed] for part in ranked["test"][:2])
+    improved = best > progress.best_valid
+    best_params = progress.best_params
+    if improved.any():
+        params = jax.device_get(parallel.take(plan.layout, state.params))
+        best_params = jax.tree.map(lambda new, old: np.where(improved.reshape(-1, *[1] * (new.ndim - 1)), new, old),
+                                   params, best_params)  # fmt: skip
     size = writer.append_rows(plan.folder / "metrics.jsonl", rows)
     seconds = progress.eval_seconds + time.perf_counter() - start
     state = state._replace(loss_sum=jnp.zeros_like(state.loss_sum))
     progress = progress._replace(evaluated_step=step, best_valid=best, num_above=num_above, num_tied=num_tied,
-                                 metrics_bytes=size, eval_seconds=seconds)  # fmt: skip
+                                 best_params=best_params, metrics_bytes=size, eval_seconds=seconds)  # fmt: skip
     return state, progress
 
 
 def write_results(plan: Plan, prepared: data.Prepared, baselines: list[dict], progress: Progress) -> None:
-    """cases.npz, baselines.csv and, last because it marks the run as complete, results.csv."""
+    """cases.npz, model.npz, baselines.csv and, last because it marks the run as complete, results.csv."""
     config, num_seeds = plan.config, plan.layout.num_seeds
     metrics = [json.loads(line) for line in (plan.folder / "metrics.jsonl").read_text().splitlines()]
     rows = [seed_row(config, [row for row in metrics if row["seed"] == seed], progress) for seed in range(num_seeds)]
@@ -380,6 +389,7 @@ def write_results(plan: Plan, prepared: data.Prepared, baselines: list[dict], pr
         plan.folder / "cases.npz", user=cases.users, item=cases.targets, cohort=test.cohorts,
         seed=np.arange(num_seeds), num_above=progress.num_above, num_tied=progress.num_tied,
     )  # fmt: skip
+    writer.write_arrays(plan.folder / "model.npz", **flatten_dict(progress.best_params, sep="/"))
     writer.write_csv(plan.folder / "baselines.csv", baselines)
     writer.write_csv(plan.folder / "results.csv", rows)
 

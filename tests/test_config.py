@@ -183,7 +183,8 @@ def test_conflicts_are_named(values, says):
 def test_right_values_pass(values):
     changed = config.base()
     changed.update_from_flattened_dict(values)
-    config.validate(changed)
+    resolved = config.flatten(config.resolve(changed))
+    assert all(resolved[name] == value for name, value in values.items() if name != "eval.ks")
 
 
 def test_a_misspelt_field_gets_the_nearest_name():

@@ -10,9 +10,11 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
+from flax.traverse_util import unflatten_dict
 
 from jaxneg import config as config_lib
 from jaxneg import experiment, metrics
+from jaxneg.data import dataset as data
 from jaxneg.errors import InputError
 
 SMALL = {
@@ -82,9 +84,17 @@ def test_case_ranks_give_the_results(finished):
     assert results["cases"].tolist() == 2 * [len(cases["user"])]
 
 
-def test_the_popularity_baseline_is_what_counting_gives(finished, cache):
-    from jaxneg.data import dataset as data
+def test_the_kept_weights_are_those_of_the_best_epoch(finished, cache):
+    """Ranked again from model.npz alone, they give the ranks of cases.npz."""
+    config = config_lib.resolve(small(cache, num_seeds=2))
+    plan = experiment.make_plan(config, finished, data.load(experiment.prepare_data(config)))
+    weights = np.load(finished / "model.npz", allow_pickle=False)
+    params = unflatten_dict(dict(weights), sep="/")
+    num_above = plan.programs.evaluate(params, plan.dataset.items, plan.splits["test"].cases)[0]
+    np.testing.assert_array_equal(num_above, np.load(finished / "cases.npz")["num_above"])
 
+
+def test_the_popularity_baseline_is_what_counting_gives(finished, cache):
     prepared = data.load(experiment.prepare_data(config_lib.resolve(small(cache))))
     targets = data.evaluation_cases(prepared, "test").targets
     counts = np.asarray(prepared.item_counts)
