@@ -9,9 +9,11 @@ import sys
 import time
 from typing import Any, NamedTuple
 
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pandas as pd
 from flax.traverse_util import flatten_dict
 from tqdm import tqdm
@@ -236,9 +238,6 @@ def claim_config(plan: Plan, prepared: data.Prepared) -> None:
 
 def versions() -> dict[str, str]:
     """The versions that a result depends on."""
-    import flax
-    import optax
-
     modules = {"jax": jax, "flax": flax, "optax": optax, "numpy": np, "jaxneg": jaxneg}
     return {"python": platform.python_version()} | {name: module.__version__ for name, module in modules.items()}
 
@@ -332,7 +331,7 @@ def resume(plan: Plan, manager) -> tuple[train.TrainState, Progress]:
     stored = checkpoint.restore(manager, (parallel.take(layout, state), progress))
     if stored is None:
         return state, progress
-    state, progress = parallel.fill(layout, stored[0]), Progress(*stored[1])
+    state, progress = parallel.fill(layout, stored[0]), stored[1]
     progress = jax.tree.map(lambda leaf: leaf if leaf.ndim else leaf.item(), progress)
     print(f"jaxneg: resuming after step {int(np.asarray(state.step)[0]):,} of {plan.last_step:,}", file=sys.stderr)
     return state, progress
@@ -346,7 +345,7 @@ def save(plan: Plan, manager, step: int, state: train.TrainState, progress: Prog
 
 
 def evaluate_seeds(plan: Plan, epoch: int, state: train.TrainState, progress: Progress):
-    """Evaluates both splits for all seeds, appends their rows and keeps the test ranks of the seeds that improved."""
+    """Evaluates both splits for all seeds, appends their rows; keeps ranks and weights of the seeds that improved."""
     start, step = time.perf_counter(), epoch * plan.steps_per_epoch
     ranked = {
         split: [np.asarray(part)[: plan.layout.num_seeds] for part in
