@@ -6,6 +6,7 @@ is uniform in num_above ... num_above + num_tied. Exposure, [..., V + 1], is how
 id 0 is the pad.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -80,3 +81,17 @@ def average_recommended_popularity(exposure: Real[Any, "*ks ids"], item_counts: 
 def exposure_gini(exposure: Real[Any, "*ks ids"]) -> Float[Any, "*ks"]:
     """Gini of how often each of the V items is recommended; NaN if none is."""
     return gini(np.asarray(exposure)[..., 1:])
+
+
+def popular_share(
+    exposure: Real[Any, "*ks ids"], item_counts: Real[Any, "ids"], ks: Sequence[int]
+) -> Float[Any, "*ks"]:
+    """Share of the recommendations that go to the k most popular items of training; NaN if none is made.
+
+    Near 1 the model repeats the popularity list whoever asks. Equal counts are taken in the order of the ids.
+    """
+    shown = np.asarray(exposure, dtype=np.float64)[..., 1:]
+    by_popularity = np.argsort(-np.asarray(item_counts, dtype=np.float64)[1:], kind="stable")
+    total = shown.sum(axis=-1)
+    popular = [shown[..., row, by_popularity[:k]].sum(axis=-1) for row, k in enumerate(ks)]
+    return np.where(total > 0, np.stack(popular, axis=-1) / np.where(total > 0, total, 1.0), np.nan)

@@ -18,12 +18,13 @@ from jaxneg.errors import InputError
 
 COHORTS = ("head", "mid", "tail")
 MAIN_K = 10  # Balance, the best epoch and the table are all at 10
+LOW_BALANCE, MISSED_HIT_RATE, MOSTLY_POPULAR = 0.5, 0.001, 0.5  # the rule of `collapse`
 
 # The leading columns of results.csv, in their order; whatever else a row holds comes after them.
 RESULT_COLUMNS = (
     "dataset", "method", "seed", "status", "best_epoch", "valid_hr@10", "hr@10", "ndcg@10",
     "head_hr@10", "head_ndcg@10", "mid_hr@10", "mid_ndcg@10", "tail_hr@10", "tail_ndcg@10", "balance",
-    "balance_hr", "coverage@10", "arp@10", "exposure_gini@10", "cases", "head_cases", "mid_cases",
+    "balance_hr", "coverage@10", "arp@10", "exposure_gini@10", "popular_share@10", "cases", "head_cases", "mid_cases",
     "tail_cases", "cold_cases", "train_seconds",
 )  # fmt: skip
 
@@ -90,6 +91,7 @@ def _exposure_columns(exposure, item_counts, ks) -> dict[str, float]:
         "coverage": metrics.coverage(exposure),
         "arp": metrics.average_recommended_popularity(exposure, item_counts),
         "exposure_gini": metrics.exposure_gini(exposure),
+        "popular_share": metrics.popular_share(exposure, item_counts, ks),
     }
     for name, values in measures.items():
         columns |= {f"{name}@{k}": float(value) for k, value in zip(ks, values, strict=True)}
@@ -107,6 +109,21 @@ def best_evaluation(valid_hit_rates: Sequence[float | None]) -> int:
         if value is not None and value > best_value:  # never for NaN: there are no validation cases
             best, best_value = index, value
     return best
+
+
+def collapse(row: Mapping) -> str:
+    """Why a row of results.csv (or such a row's names) tells of a collapse to popularity, in words; "" if it does not.
+
+    The rule: Balance under 0.5 with a cohort's HR@10 under 0.001, or more than half of all recommendations going to
+    the 10 most popular items.
+    """
+    share = row.get(f"popular_share@{MAIN_K}", math.nan)
+    if share > MOSTLY_POPULAR:
+        return f"{share:.0%} of the recommendations are the {MAIN_K} most popular items"
+    missed = [cohort for cohort in COHORTS if row[f"{cohort}_hr@{MAIN_K}"] < MISSED_HIT_RATE]
+    if row["balance"] < LOW_BALANCE and missed:
+        return f"Balance is {row['balance']:.2f} and {' and '.join(missed)} items are not found"
+    return ""
 
 
 def result_row(

@@ -95,3 +95,9 @@ def test_exposure_metrics_ignore_the_pad():
     counts = np.int64([1000, 10, 20, 30, 40])
     np.testing.assert_allclose(metrics.average_recommended_popularity(exposure, counts), [10, 25, np.nan])
     np.testing.assert_allclose(metrics.exposure_gini(exposure), [0.75, 0, np.nan])
+
+
+def test_popular_share_counts_the_recommendations_of_the_most_popular_items():
+    exposure = np.int32([[9, 0, 4, 0, 6], [9, 5, 4, 1, 10], [0, 0, 0, 0, 0]])
+    counts = np.int64([1000, 10, 20, 20, 30])  # by popularity: 4, 2, 3, 1
+    np.testing.assert_allclose(metrics.popular_share(exposure, counts, (1, 2, 3)), [0.6, 0.7, np.nan])

@@ -54,6 +54,19 @@ def test_rows_of_one_evaluation():
     assert "balance" not in head and "coverage@10" not in mid
 
 
+@pytest.mark.parametrize("changes, words", [
+    ({}, ""),
+    ({"balance": 0.49}, ""),
+    ({"tail_hr@10": 0.0009}, ""),
+    ({"balance": 0.49, "tail_hr@10": 0.0009}, "Balance is 0.49 and tail items are not found"),
+    ({"popular_share@10": 0.51}, "51% of the recommendations are the 10 most popular items"),
+    ({"balance": math.nan, "tail_hr@10": math.nan, "popular_share@10": math.nan}, ""),
+])  # fmt: skip
+def test_collapse_is_told_by_the_rule(changes, words):
+    row = {"balance": 0.8, "popular_share@10": 0.5, "head_hr@10": 0.02, "mid_hr@10": 0.02, "tail_hr@10": 0.02}
+    assert results.collapse(row | changes) == words
+
+
 def test_nothing_hit_and_an_empty_cohort_leave_no_balance():
     missed = {"num_above": np.full(5, 99), "num_tied": np.zeros(5, int)}
     assert math.isnan(rows_of_five_cases(**missed)[0]["balance"])
