@@ -17,6 +17,9 @@ from jaxneg.samplers import Method
 from jaxneg.types import Batch, Candidates, Dataset, Negatives
 
 
+NOT_FAILED = -1
+
+
 class Hyper(NamedTuple):
     """Settings that change no shape, so they may differ between the seeds of one program."""
 
@@ -34,6 +37,7 @@ class TrainState(NamedTuple):
     key: jax.Array  # the run's key; step t's keys are folded from it, so a resumed run draws the same
     step: Int[Array, ""]
     loss_sum: Float[Array, ""]  # over the steps since the last evaluation
+    failed_step: Int[Array, ""]  # the step whose loss or gradient was not finite; NOT_FAILED for none
 
 
 class StepKeys(NamedTuple):
@@ -72,7 +76,8 @@ def init_state(
     init_key, run_key = jax.random.split(key)
     params = sasrec.init(init_key, model, num_items)
     zero = jnp.zeros((), jnp.float32)
-    return TrainState(params, optimizer.init(params), hyper, run_key, jnp.zeros((), jnp.int32), zero)
+    first = jnp.zeros((), jnp.int32)
+    return TrainState(params, optimizer.init(params), hyper, run_key, first, zero, jnp.full((), NOT_FAILED, jnp.int32))
 
 
 class Step(NamedTuple):
@@ -129,10 +134,16 @@ def make_step(
         candidates = method.proposal.sample(keys.proposal, tables, batch)
         compute = functools.partial(losses_of, buckets=cut)
         value, gradient = jax.value_and_grad(compute)(state.params, batch, candidates, state.hyper, keys)
+        finite = jnp.isfinite(value) & jnp.isfinite(optax.global_norm(gradient))  # an overflowing norm fails too
+        failed_step = jnp.where((state.failed_step == NOT_FAILED) & ~finite, state.step, state.failed_step)
+        alive = failed_step == NOT_FAILED
+        # A seed that failed keeps its last finite weights for ever: no gradient, and no step along the old ones.
+        gradient = jax.tree.map(lambda g: jnp.where(alive, g, 0), gradient)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        scaled = jax.tree.map(lambda change: -state.hyper.learning_rate * change, updates)
-        params = optax.apply_updates(state.params, scaled)
-        return TrainState(params, opt_state, state.hyper, state.key, state.step + 1, state.loss_sum + value)
+        rate = jnp.where(alive, state.hyper.learning_rate, 0)
+        params = optax.apply_updates(state.params, jax.tree.map(lambda change: -rate * change, updates))
+        loss_sum = state.loss_sum + jnp.where(alive, value, 0)
+        return TrainState(params, opt_state, state.hyper, state.key, state.step + 1, loss_sum, failed_step)
 
     step = Step(draw, functools.partial(update, padded))
     return step._replace(in_buckets=functools.partial(update, buckets), fits=fits) if len(buckets) > 1 else step
