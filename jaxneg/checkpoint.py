@@ -1,34 +1,141 @@
-"""Checkpoints of a run by orbax: written in the background, whole or not at all, the last few kept."""
+"""Checkpoints of a run by orbax: written in the background, whole or not at all, the last few kept, and checked."""
 
+import json
 import logging
 import pathlib
+import sys
+import time
+import zlib
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from jaxneg.errors import InputError
+
 KEEP = 2  # the one before the last is there should the last turn out to be damaged
+COST = 20  # the least time between saves, in times of what the last one took
 
 
-def open_folder(folder: pathlib.Path) -> ocp.CheckpointManager:
-    """The checkpoints in this folder, which is made if need be. Close it at the end: a save may be under way."""
-    logging.getLogger("absl").setLevel(logging.WARNING)  # orbax tells every step of its own work
-    options = ocp.CheckpointManagerOptions(max_to_keep=KEEP, cleanup_tmp_directories=True)
-    return ocp.CheckpointManager(folder.absolute(), options=options)
+class Checkpoints:
+    """The checkpoints in one folder: when the next is due, saving, and bringing back the newest that is sound.
 
+    A save copies the arrays at once, so their buffers may be donated, and writes them in the background. What goes
+    wrong there is raised, as InputError, by the next `due`, `save` or `close`.
+    """
 
-def save(manager: ocp.CheckpointManager, step: int, tree: Any) -> None:
-    """Saves the tree under its step. The arrays are copied first, so their buffers may be donated at once."""
-    manager.save(step, args=ocp.args.StandardSave(jax.tree.map(_stored, tree)))
+    def __init__(self, folder: pathlib.Path, least_seconds: float):
+        """`least_seconds`: the least time between two saves, and before the first."""
+        logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax logs all of its work, and each error many times
+        options = ocp.CheckpointManagerOptions(max_to_keep=KEEP, cleanup_tmp_directories=True)
+        self.folder = folder
+        self.seconds = 0.0  # spent on saves so far, in the background too
+        self.count = 0
+        self._least_seconds = self._pause = least_seconds
+        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+        self._finished = time.perf_counter()
+        self._started: float | None = None  # of the save under way
+        self._saved_step: int | None = None
 
+    def due(self) -> bool:
+        """Whether it is time to save: none is under way, and the last one is long enough ago."""
+        self._look()
+        return self._started is None and time.perf_counter() - self._finished > self._pause
 
-def restore(manager: ocp.CheckpointManager, like: Any) -> Any | None:
-    """The newest tree, in the structure of `like` and as NumPy arrays (keys as keys); None where there is none."""
-    if manager.latest_step() is None:
+    def save(self, step: int, tree: Any, about: dict) -> None:
+        """Saves the tree under its step, with `about` (JSON) to tell what it belongs to. Waits for the last save."""
+        if step == self._saved_step:
+            return
+        self._wait()
+        stored = jax.tree.map(_stored, tree)
+        self._started, self._saved_step = time.perf_counter(), step
+        self._call(lambda: self._manager.save(step, args=ocp.args.Composite(
+            state=ocp.args.StandardSave(stored), about=ocp.args.JsonSave(about | {"checksum": checksum(stored)}))
+        ))  # fmt: skip
+
+    def restore(self, like: Any) -> tuple[Any, dict] | None:
+        """The newest sound (tree, about); the tree in the structure of `like`, of NumPy arrays and keys.
+
+        None where there is no checkpoint. A damaged one is told of on stderr and deleted, and the one before it used.
+        Raises InputError if all are damaged.
+        """
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        for step in steps:
+            try:
+                return self._read(step, like)
+            except Exception as error:  # whatever damaged files make of the libraries that read them
+                _hush_late_callbacks()
+                reason = " ".join(str(error).split())[:120]
+                print(f"jaxneg: the checkpoint of step {step:,} is damaged ({reason}); using the one before it",
+                      file=sys.stderr)  # fmt: skip
+                self._manager.delete(step)
+        if steps:
+            raise InputError(f"{self.folder}: every checkpoint is damaged: remove this folder to train from the start")
         return None
-    stored = manager.restore(manager.latest_step(), args=ocp.args.StandardRestore(jax.tree.map(_stored, like)))
-    return jax.tree.map(lambda leaf, model: jax.random.wrap_key_data(leaf) if _is_key(model) else leaf, stored, like)
+
+    def close(self) -> None:
+        """Waits until the last save is on disk."""
+        self._wait()
+        self._manager.close()
+
+    def _read(self, step: int, like: Any) -> tuple[Any, dict]:
+        args = ocp.args.Composite(
+            state=ocp.args.StandardRestore(jax.tree.map(_stored, like)), about=ocp.args.JsonRestore()
+        )
+        read = self._manager.restore(step, args=args)
+        about = dict(read.about)
+        if checksum(read.state) != about.pop("checksum"):
+            raise ValueError("its arrays are not those that were saved")
+        tree = jax.tree.map(lambda new, old: jax.random.wrap_key_data(new) if _is_key(old) else new, read.state, like)
+        self._saved_step = step
+        return tree, about
+
+    def _look(self) -> None:
+        """Books the save under way once it is finished."""
+        if self._started is not None and not self._manager.is_saving_in_progress():
+            self._wait()
+
+    def _wait(self) -> None:
+        if self._started is None:
+            return
+        started, self._started = self._started, None
+        self._call(self._manager.wait_until_finished)
+        self._finished = time.perf_counter()
+        took = self._finished - started
+        self.seconds, self.count = self.seconds + took, self.count + 1
+        self._pause = max(self._least_seconds, COST * took)
+
+    def _call(self, function) -> None:
+        try:
+            function()
+        except (OSError, ValueError) as error:  # a full disk comes as either, from the writing library
+            self._started = None
+            steps = self._manager.all_steps(read=True)
+            left = f"the last good one is of step {max(steps):,}" if steps else "there is none yet"
+            reason = " ".join(str(error).split())[-160:]
+            raise InputError(f"{self.folder}: a checkpoint cannot be written ({reason}); {left}") from error
+
+
+def _hush_late_callbacks() -> None:
+    """Hides what a failed read leaves behind: callbacks of its reader that find their event loop closed."""
+    others = sys.unraisablehook
+
+    def hook(unraisable):
+        if not (isinstance(unraisable.exc_value, RuntimeError) and "Event loop is closed" in str(unraisable.exc_value)):
+            others(unraisable)
+
+    sys.unraisablehook = hook
+
+
+def checksum(tree: Any) -> int:
+    """CRC-32 of the structure's arrays, their types and their shapes, in order."""
+    total = 0
+    for leaf in jax.tree.leaves(tree):
+        array = np.ascontiguousarray(leaf)
+        total = zlib.crc32(json.dumps([str(array.dtype), np.shape(leaf)]).encode(), total)
+        total = zlib.crc32(array.reshape(-1).view(np.uint8), total)
+    return total
 
 
 def _is_key(leaf: Any) -> bool:

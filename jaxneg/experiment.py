@@ -1,72 +1,26 @@
 """One run, from the raw file to the results table: the host loop, and the one place that does I/O while training."""
 
-import functools
 import json
-import math
 import pathlib
-import platform
 import sys
 import time
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pandas as pd
 from flax.traverse_util import flatten_dict
 from tqdm import tqdm
 
-import jaxneg
-from jaxneg import checkpoint, evaluate, losses, optimizer, parallel, results, samplers, train, writer
+from jaxneg import checkpoint, evaluate, parallel, results, run_folder, signals, train, writer
 from jaxneg import config as config_lib
-from jaxneg.data import buckets, prepare, synthetic
 from jaxneg.data import dataset as data
+from jaxneg.data import prepare, synthetic
 from jaxneg.errors import InputError
-from jaxneg.models import sasrec
-from jaxneg.types import Dataset, EvalCases
+from jaxneg.plan import SPLITS, Plan, fitting_plan, max_history, rank_hidden
 
-SPLITS = ("valid", "test")
-BUCKET_OVERFLOW = 1e-3  # chance that a batch is too long for one of its buckets and has to be padded
-FREE_SETTINGS = ("data.path", "data.cache_dir", "steps_per_dispatch", "eval.memory_mb")  # where or how, not what
-CHECKPOINT_SECONDS = 5.0  # the least time between two saves; longer where a save itself takes long
-CHECKPOINT_COST = 20  # time between saves, in times of what the last one took
-
-
-class Split(NamedTuple):
-    """What is evaluated: the cases on the device, and what the host knows of their targets."""
-
-    cases: EvalCases
-    cohorts: np.ndarray  # [C] 0 head, 1 mid, 2 tail
-    cold: np.ndarray  # [C] never seen in training
-
-
-class Programs(NamedTuple):
-    """The compiled programs of a run, each for all seeds at once."""
-
-    init: Any  # (keys, hyper) -> state
-    advance: Any  # (number of steps, state, tables, dataset) -> state
-    evaluate: Any  # (params, items, cases) -> num_above [C], num_tied [C], exposure [K, V+1]
-
-
-class Plan(NamedTuple):
-    """Everything about a run that does not change while it trains."""
-
-    config: Any
-    folder: pathlib.Path
-    layout: parallel.Layout
-    programs: Programs
-    dataset: Dataset
-    tables: Any
-    splits: dict[str, Split]
-    item_counts: np.ndarray
-    hyper: train.Hyper
-    steps_per_epoch: int
-
-    @property
-    def last_step(self) -> int:
-        return self.config.num_epochs * self.steps_per_epoch
+DISPATCH_SECONDS = 2.0  # about how long a device program trains before the host looks at signals and clocks again
 
 
 class Progress(NamedTuple):
@@ -77,34 +31,37 @@ class Progress(NamedTuple):
     num_above: np.ndarray  # [S, C] of the test cases at each seed's best epoch
     num_tied: np.ndarray  # [S, C]
     best_params: dict  # [S, ...] the weights at each seed's best epoch, on the host
-    metrics_bytes: int  # of metrics.jsonl: what is beyond them is written again after a resume
     train_seconds: float
     eval_seconds: float
 
 
-def run(config, workdir: str | pathlib.Path) -> pathlib.Path:
+def run(config, workdir: str | pathlib.Path, extend: bool = False) -> pathlib.Path:
     """Prepares the data, trains and evaluates all seeds, writes the files, prints the table.
 
-    The same command goes on where a run was killed, and only prints the table where it is complete.
+    The same command goes on where a run was killed, and only prints the table where it is complete. `extend` accepts
+    more epochs or seeds than the folder's run began with, and other versions of the packages.
 
     Returns: the path of results.csv.
     Raises:
       InputError: what the user can mend; nothing half-written is left behind.
+      signals.Stopped: SIGTERM or SIGINT came; what was trained is saved.
     """
     config = config_lib.resolve(config)
-    with writer.claimed(workdir) as folder:
+    with signals.raised(), writer.claimed(workdir) as folder:
         prepared = data.load(prepare_data(config))
-        plan = make_plan(config, folder, prepared)
-        claim_config(plan, prepared)
-    results_path = folder / "results.csv"
-    if not results_path.exists():
-        baselines = rank_baselines(plan, prepared)
-        progress = train_seeds(plan)
-        write_results(plan, prepared, baselines, progress)
-    tables = [results.read_results(folder / name) for name in ("baselines.csv", "results.csv")]
+        record = run_folder.config_record(config, prepared)
+        changed = run_folder.compare_record(folder, record, extend)
+        for seeds in run_folder.pending_chunks(config, folder):
+            run_folder.refuse_versions(folder, changed, extend)
+            plan = fitting_plan(config, folder, prepared, seeds)
+            writer.write_json(folder / "config.json", run_folder.updated_record(folder, record))
+            if not (folder / "baselines.csv").exists():
+                writer.write_csv(folder / "baselines.csv", rank_baselines(plan, prepared))
+            write_results(plan, *train_seeds(plan, record))
+        tables = [results.read_results(folder / name) for name in ("baselines.csv", "results.csv")]
     print(results.results_table(pd.concat(tables)))
     print(f"files: {folder}/results.csv, baselines.csv, metrics.jsonl, cases.npz, model.npz, config.json")
-    return results_path
+    return folder / "results.csv"
 
 
 def prepare_data(config) -> pathlib.Path:
@@ -122,130 +79,6 @@ def prepare_data(config) -> pathlib.Path:
         source.path, settings, format=source.format, columns=columns, member=source.member,
         cache_dir=cache_dir, name=config.dataset,
     )  # fmt: skip
-
-
-def make_plan(config, folder: pathlib.Path, prepared: data.Prepared) -> Plan:
-    """Puts the data on the devices and compiles nothing yet. Raises InputError."""
-    num_items, ks = prepared.num_items, tuple(config.eval.ks)
-    settings = samplers.Settings(**{name: config.sampler[name] for name in samplers.Settings._fields})
-    method = samplers.make(config.method, num_items, settings)
-    model = sasrec.SASRec(config.model.num_blocks, config.model.num_heads, config.model.width, config.model.max_len)
-    dataset = data.training_set(prepared)
-    targets = data.target_counts(dataset, model.max_len, num_items)
-    tables = method.proposal.init(np.asarray(prepared.item_counts), targets)
-    adam = optimizer.adam(
-        config.optimizer.b1, config.optimizer.b2, config.optimizer.epsilon, config.optimizer.tensorflow_epsilon
-    )
-    steps_per_epoch = max(1, prepared.num_users // config.batch_size)
-    unselected = method.num_candidates - method.num_kept if config.loss.keep_unselected else 0
-    step = train.make_step(
-        model=model,
-        method=method,
-        loss=functools.partial(losses.bce, num_unselected=unselected),
-        optimizer=adam,
-        batch_size=config.batch_size,
-        num_items=num_items,
-        history_size=data.longest_history(dataset),
-        buckets=make_buckets(config, dataset),
-        pool_size=None if math.isinf(config.osf) else max(1, math.floor(config.osf * steps_per_epoch)),
-        count_pads=config.loss.count_pads,
-    )
-    layout = parallel.seed_layout(config.num_seeds)
-    budget = config.eval.memory_mb * 2**20
-    chunks = evaluate.choose_chunks(num_items, model.width, layout.seeds_per_device, budget)
-    seen = max_history(prepared, config.eval.rolling_history) if config.eval.filter_seen else 0
-
-    def init(key, hyper):
-        return train.init_state(key, hyper, model=model, num_items=num_items, optimizer=adam)
-
-    def rank(params, items, cases):
-        encode = functools.partial(sasrec.encode, model, params)
-        bounds = (cases.history_start, cases.history_end)
-        hidden = evaluate.encode_histories(
-            encode, items, *bounds, max_len=model.max_len, chunk_size=chunks.case_chunk
-        )
-        return rank_hidden(hidden, params["item_table"], items, cases, ks, chunks, seen)
-
-    programs = Programs(
-        init=parallel.over_seeds(init, layout, (True, True)),
-        advance=parallel.over_devices(
-            functools.partial(train.run_steps, step), layout, (False, True, False, False), donate=(1,)
-        ),
-        evaluate=parallel.over_seeds(rank, layout, (True, False, False)),
-    )
-    hyper = train.Hyper(
-        learning_rate=np.float32(config.learning_rate),
-        dropout=np.float32(config.model.dropout),
-        negative_weight=np.float32(config.loss.negative_weight),
-    )
-    return Plan(
-        config, folder, layout, programs, parallel.put_shared(layout, dataset), parallel.put_shared(layout, tables),
-        {name: make_split(prepared, name, config.eval.rolling_history, layout) for name in SPLITS},
-        np.asarray(prepared.item_counts), hyper, steps_per_epoch,
-    )  # fmt: skip
-
-
-def make_buckets(config, dataset: Dataset) -> tuple[buckets.Bucket, ...]:
-    """How batches are cut so that few pads are computed; () where every sequence is to be padded to max_len."""
-    alone = config.method == "popularity_cohort" or config.sampler.scope == "position"
-    if config.loss.count_pads and alone:
-        return ()  # a left-out pad would need negatives of its own
-    overflow = BUCKET_OVERFLOW / config.num_seeds
-    lengths = data.input_lengths(dataset)
-    return buckets.choose_buckets(lengths, config.batch_size, config.model.max_len, config.num_buckets, overflow)
-
-
-def make_split(prepared: data.Prepared, name: str, rolling: bool, layout: parallel.Layout) -> Split:
-    """The cases of one split, on the devices, with the cohorts of their targets on the host."""
-    cases = data.evaluation_cases(prepared, name, rolling)
-    cohorts = np.asarray(prepared.item_cohorts)[cases.targets]
-    cold = np.asarray(prepared.item_counts)[cases.targets] == 0
-    return Split(parallel.put_shared(layout, cases), cohorts, cold)
-
-
-def max_history(prepared: data.Prepared, rolling: bool) -> int:
-    """The longest history of any case, in rows."""
-    cases = [data.evaluation_cases(prepared, name, rolling) for name in SPLITS]
-    return max(int((case.history_end - case.history_start).max()) for case in cases)
-
-
-def rank_hidden(hidden, item_table, items, cases: EvalCases, ks, chunks, max_seen: int):
-    """(num_above [C], num_tied [C], exposure [K, V+1]) of histories' states; `max_seen` 0 filters nothing."""
-    own = {"seen": items, "max_seen": max_seen} if max_seen else {}
-    num_above, num_tied = evaluate.rank_cases(hidden, item_table, cases, chunks=chunks, **own)
-    own = own | ({"cases": cases} if own else {})
-    return num_above, num_tied, evaluate.count_recommended(hidden, item_table, ks, chunks=chunks, **own)
-
-
-def claim_config(plan: Plan, prepared: data.Prepared) -> None:
-    """Writes config.json, or checks that the folder's own says the same. Raises InputError with what differs."""
-    path = plan.folder / "config.json"
-    settings = writer.plain(config_lib.flatten(plan.config))
-    data_facts = {"fingerprint": prepared.meta["fingerprint"], "num_users": prepared.num_users,
-                  "num_items": prepared.num_items, "num_rows": len(prepared.items)}  # fmt: skip
-    if path.exists():
-        old = json.loads(path.read_text())
-        mine, theirs = settings | data_facts, old["config"] | old["data"]
-        changed = [f"{name} was {theirs.get(name)!r} and is {mine.get(name)!r}"
-                   for name in sorted(mine.keys() | theirs.keys())
-                   if mine.get(name) != theirs.get(name) and name not in FREE_SETTINGS]  # fmt: skip
-        if changed:
-            raise InputError(f"workdir {plan.folder} holds another run: {'; '.join(changed)}; name another --workdir")
-        return
-    record = {"config": settings, "data": data_facts, "versions": versions(), "device": device()}
-    writer.write_json(path, record)
-
-
-def versions() -> dict[str, str]:
-    """The versions that a result depends on."""
-    modules = {"jax": jax, "flax": flax, "optax": optax, "numpy": np, "jaxneg": jaxneg}
-    return {"python": platform.python_version()} | {name: module.__version__ for name, module in modules.items()}
-
-
-def device() -> str:
-    """The devices in words, as in "8 x TPU v5 lite"."""
-    devices = jax.local_devices()
-    return f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})"
 
 
 def rank_baselines(plan: Plan, prepared: data.Prepared) -> list[dict]:
@@ -282,37 +115,104 @@ def split_rows(plan: Plan, split: str, ranked, **where) -> list[dict]:
     )  # fmt: skip
 
 
-def train_seeds(plan: Plan) -> Progress:
-    """Trains all seeds to the last epoch, evaluating as it goes; picks up from the newest checkpoint."""
-    manager = checkpoint.open_folder(plan.folder / "checkpoints")
-    state, progress = resume(plan, manager)
+def train_seeds(plan: Plan, record: dict) -> tuple[Progress, np.ndarray]:
+    """Trains the plan's seeds to the last epoch, evaluating as it goes; picks up from the newest sound checkpoint.
+
+    Returns: the progress, and failed_step [S]. Raises signals.Stopped, after saving, and InputError.
+    """
+    there = run_folder.checkpoint_folder(plan.folder, plan.seeds)
+    checkpoints = checkpoint.Checkpoints(there, plan.config.checkpoint_seconds)
+    about = checkpoint_record(plan, record)
+    state, progress = resume(plan, checkpoints, about)
     metrics = plan.folder / "metrics.jsonl"
-    writer.cut(metrics, progress.metrics_bytes)
-    step, saved_at, pause = int(np.asarray(state.step)[0]), time.perf_counter(), CHECKPOINT_SECONDS
-    bar = tqdm(total=plan.last_step, initial=step, unit="step", desc=plan.config.method, dynamic_ncols=True,
-               mininterval=0.5 if sys.stderr.isatty() else 30)  # fmt: skip
-    for epoch in evaluation_epochs(plan.config):
-        until = epoch * plan.steps_per_epoch
-        while step < until:
-            start, count = time.perf_counter(), min(plan.config.steps_per_dispatch, until - step)
-            state = plan.programs.advance(np.int32(count), state, plan.tables, plan.dataset)
-            step += count
-            loss = float(jnp.mean(state.loss_sum)) / (step - progress.evaluated_step)
-            seconds = time.perf_counter() - start
-            progress = progress._replace(train_seconds=progress.train_seconds + seconds)
-            rate = count * plan.config.batch_size * plan.config.num_seeds / seconds
-            told = f"epoch {step // plan.steps_per_epoch}, loss {loss:.4f}, {rate:,.0f} seq/s"
-            bar.set_postfix_str(told, refresh=False)
-            bar.update(count)
-            if time.perf_counter() - saved_at > pause:
-                pause = save(plan, manager, step, state, progress)
-                saved_at = time.perf_counter()
-        if progress.evaluated_step < until:
-            state, progress = evaluate_seeds(plan, epoch, state, progress)
-    bar.close()
-    save(plan, manager, step, state, progress)
-    manager.close()
-    return progress
+    writer.keep_rows(metrics, lambda row: row["seed"] not in plan.seeds or row["step"] <= progress.evaluated_step)
+    step, collapsed = int(np.asarray(state.step)[0]), set()
+
+    def save():
+        checkpoints.save(step, (parallel.take(plan.layout, state), progress), about)
+
+    def stop(number):
+        save()
+        checkpoints.close()
+        where = f" after step {step:,} of {plan.last_step:,}; it is saved, and the same command goes on from there"
+        raise signals.Stopped(number, where)
+
+    with signals.noted() as received, tqdm(
+        total=plan.last_step, initial=step, unit="step", desc=describe(plan), dynamic_ncols=True,
+        mininterval=0.5 if sys.stderr.isatty() else 30,
+    ) as bar:  # fmt: skip
+        count = 1
+        for epoch in evaluation_epochs(plan.config):
+            until = epoch * plan.steps_per_epoch
+            while step < until:
+                start, count = time.perf_counter(), min(count, until - step)
+                state = advance(plan, count, state)
+                step += count
+                told = loss_in_words(state, step - progress.evaluated_step)
+                seconds = time.perf_counter() - start
+                progress = progress._replace(train_seconds=progress.train_seconds + seconds)
+                rate = count * plan.config.batch_size * len(plan.seeds) / seconds
+                bar.set_postfix_str(f"epoch {step // plan.steps_per_epoch}, {told}, {rate:,.0f} seq/s", refresh=False)
+                bar.update(count)
+                if received:
+                    stop(received[0])
+                if checkpoints.due():
+                    save()
+                most = plan.config.steps_per_dispatch or max(1, int(DISPATCH_SECONDS * count / seconds))
+                count = min(most, 2 * count)
+            if progress.evaluated_step < until:
+                evaluated = evaluate_seeds(plan, epoch, state, progress, received)
+                if evaluated is None:
+                    stop(received[0])
+                state, progress, rows = evaluated
+                warn_of_collapse(rows, collapsed)
+            if np.all(np.asarray(state.failed_step) != train.NOT_FAILED):
+                break
+        save()
+        checkpoints.close()
+    tell_of_checkpoints(checkpoints, progress)
+    return progress, np.asarray(parallel.take(plan.layout, state.failed_step))
+
+
+def advance(plan: Plan, count: int, state: train.TrainState) -> train.TrainState:
+    """`count` steps of all seeds. With `debug`, raises InputError naming the operation whose result is not a number."""
+    try:
+        return plan.programs.advance(np.int32(count), state, plan.tables, plan.dataset)
+    except FloatingPointError as error:
+        raise InputError(f"config.debug: {error}") from error
+
+
+def loss_in_words(state: train.TrainState, num_steps: int) -> str:
+    """The mean loss of the seeds that are well, and how many are not. Waits for the device."""
+    failed = np.asarray(state.failed_step) != train.NOT_FAILED
+    losses_of_seeds = np.asarray(state.loss_sum)[~failed] / num_steps
+    told = f"loss {losses_of_seeds.mean():.4f}" if len(losses_of_seeds) else "no loss"
+    return f"{told}, {failed.sum()} failed" if failed.any() else told
+
+
+def warn_of_collapse(rows: list[dict], collapsed: set[int]) -> None:
+    """One line on stderr for each seed that newly shows a collapse to popularity; `collapsed` keeps their numbers."""
+    for seed in sorted({row["seed"] for row in rows}):
+        cohorts = {row["cohort"]: row for row in rows if (row["seed"], row["split"]) == (seed, "valid")}
+        everything = cohorts["all"] | {f"{name}_hr@10": cohorts[name]["hr@10"] for name in results.COHORTS}
+        reason = results.collapse(everything)
+        if reason and seed not in collapsed:
+            tqdm.write(f"jaxneg: seed {seed}, epoch {everything['epoch']}: this looks like a collapse to popularity: "
+                       f"{reason} (validation)", file=sys.stderr)  # fmt: skip
+        collapsed.add(seed) if reason else collapsed.discard(seed)
+
+
+def tell_of_checkpoints(checkpoints: checkpoint.Checkpoints, progress: Progress) -> None:
+    """What saving has cost this process, beside what the whole run took."""
+    whole = progress.train_seconds + progress.eval_seconds
+    print(f"jaxneg: {checkpoints.count} checkpoints in {checkpoints.seconds:.1f} s, in the background; training and "
+          f"evaluation took {whole:.1f} s", file=sys.stderr)  # fmt: skip
+
+
+def describe(plan: Plan) -> str:
+    """What the progress bar is headed by."""
+    method, seeds, number = plan.config.method, plan.seeds, plan.config.num_seeds
+    return method if len(seeds) == number else f"{method}, seeds {seeds.start} to {seeds.stop - 1} of {number}"
 
 
 def evaluation_epochs(config) -> list[int]:
@@ -320,88 +220,117 @@ def evaluation_epochs(config) -> list[int]:
     return sorted({*range(config.eval_every, config.num_epochs, config.eval_every), config.num_epochs})
 
 
-def resume(plan: Plan, manager) -> tuple[train.TrainState, Progress]:
-    """The state and progress of the newest checkpoint, or those of a run that begins."""
+def checkpoint_record(plan: Plan, record: dict) -> dict:
+    """What a checkpoint belongs to: it is refused by a run of which this differs."""
+    free = (*run_folder.FREE_SETTINGS, *run_folder.GROWING_SETTINGS)
+    settings = {name: value for name, value in record["config"].items() if name not in free}
+    return json.loads(json.dumps({"config": settings, "data": record["data"],
+                                  "seeds": [plan.seeds.start, plan.seeds.stop]}))  # fmt: skip
+
+
+def resume(plan: Plan, checkpoints: checkpoint.Checkpoints, about: dict) -> tuple[train.TrainState, Progress]:
+    """The state and progress of the newest sound checkpoint, or those of a run that begins. Raises InputError."""
     layout, num_cases = plan.layout, len(plan.splits["test"].cold)
-    keys = parallel.seed_keys(layout, plan.config.seed)
+    keys = parallel.seed_keys(layout, plan.config.seed, plan.seeds.start)
     state = plan.programs.init(keys, parallel.repeat(layout, plan.hyper))
     ranks = np.zeros((layout.num_seeds, num_cases), np.int32)
     params = jax.device_get(parallel.take(layout, state.params))
-    progress = Progress(0, np.full(layout.num_seeds, -1.0), ranks, ranks, params, 0, 0.0, 0.0)
-    stored = checkpoint.restore(manager, (parallel.take(layout, state), progress))
+    progress = Progress(0, np.full(layout.num_seeds, -1.0), ranks, ranks, params, 0.0, 0.0)
+    stored = checkpoints.restore((parallel.take(layout, state), progress))
     if stored is None:
         return state, progress
-    state, progress = parallel.fill(layout, stored[0]), stored[1]
+    (old_state, progress), theirs = stored
+    if theirs != about:
+        names = [name for name in about if theirs.get(name) != about[name]]
+        raise InputError(f"{checkpoints.folder} holds checkpoints of another run (its {' and '.join(names)} differ): "
+                         "name another --workdir")  # fmt: skip
+    state = parallel.fill(layout, old_state)
     progress = jax.tree.map(lambda leaf: leaf if leaf.ndim else leaf.item(), progress)
     print(f"jaxneg: resuming after step {int(np.asarray(state.step)[0]):,} of {plan.last_step:,}", file=sys.stderr)
     return state, progress
 
 
-def save(plan: Plan, manager, step: int, state: train.TrainState, progress: Progress) -> float:
-    """Starts a checkpoint of this step; returns the seconds to wait before the next one."""
-    start = time.perf_counter()
-    checkpoint.save(manager, step, (parallel.take(plan.layout, state), progress))
-    return max(CHECKPOINT_SECONDS, CHECKPOINT_COST * (time.perf_counter() - start))
+def evaluate_seeds(plan: Plan, epoch: int, state: train.TrainState, progress: Progress, received: list):
+    """Evaluates both splits for all seeds, appends their rows; keeps ranks and weights of the seeds that improved.
 
-
-def evaluate_seeds(plan: Plan, epoch: int, state: train.TrainState, progress: Progress):
-    """Evaluates both splits for all seeds, appends their rows; keeps ranks and weights of the seeds that improved."""
+    Returns: (state, progress, rows), or None if a signal came first.
+    """
     start, step = time.perf_counter(), epoch * plan.steps_per_epoch
-    ranked = {
-        split: [np.asarray(part)[: plan.layout.num_seeds] for part in
-                plan.programs.evaluate(state.params, plan.dataset.items, plan.splits[split].cases)]
-        for split in SPLITS
-    }  # fmt: skip
-    loss = np.asarray(state.loss_sum) / (step - progress.evaluated_step)
+    computed = {split: plan.programs.evaluate(state.params, plan.dataset.items, plan.splits[split].cases)
+                for split in SPLITS}  # fmt: skip
+    if not computed_before(computed, received):
+        return None
+    ranked = {split: [np.asarray(part)[: plan.layout.num_seeds] for part in parts] for split, parts in computed.items()}
+    failed = np.asarray(state.failed_step) != train.NOT_FAILED
+    loss = np.where(failed, np.nan, np.asarray(state.loss_sum) / (step - progress.evaluated_step))
     rows, best = [], progress.best_valid.copy()
     num_above, num_tied = progress.num_above.copy(), progress.num_tied.copy()
-    for seed in range(plan.layout.num_seeds):
+    for index, seed in enumerate(plan.seeds):
         for split in SPLITS:
-            one = [part[seed] for part in ranked[split]]
-            rows += split_rows(plan, split, one, epoch=epoch, step=step, seed=seed, extra={"loss": float(loss[seed])})
+            one = [part[index] for part in ranked[split]]
+            where = {"epoch": epoch, "step": step, "seed": seed, "extra": {"loss": float(loss[index])}}
+            rows += split_rows(plan, split, one, **where)
         valid = next(row for row in rows if (row["seed"], row["split"], row["cohort"]) == (seed, "valid", "all"))
-        if valid["hr@10"] > best[seed]:
-            best[seed] = valid["hr@10"]
-            num_above[seed], num_tied[seed] = (part[seed] for part in ranked["test"][:2])
+        if valid["hr@10"] > best[index]:
+            best[index] = valid["hr@10"]
+            num_above[index], num_tied[index] = (part[index] for part in ranked["test"][:2])
     improved = best > progress.best_valid
     best_params = progress.best_params
     if improved.any():
         params = jax.device_get(parallel.take(plan.layout, state.params))
         best_params = jax.tree.map(lambda new, old: np.where(improved.reshape(-1, *[1] * (new.ndim - 1)), new, old),
                                    params, best_params)  # fmt: skip
-    size = writer.append_rows(plan.folder / "metrics.jsonl", rows)
+    writer.append_rows(plan.folder / "metrics.jsonl", rows)
     seconds = progress.eval_seconds + time.perf_counter() - start
     state = state._replace(loss_sum=jnp.zeros_like(state.loss_sum))
     progress = progress._replace(evaluated_step=step, best_valid=best, num_above=num_above, num_tied=num_tied,
-                                 best_params=best_params, metrics_bytes=size, eval_seconds=seconds)  # fmt: skip
-    return state, progress
+                                 best_params=best_params, eval_seconds=seconds)  # fmt: skip
+    return state, progress, rows
 
 
-def write_results(plan: Plan, prepared: data.Prepared, baselines: list[dict], progress: Progress) -> None:
-    """cases.npz, model.npz, baselines.csv and, last because it marks the run as complete, results.csv."""
-    config, num_seeds = plan.config, plan.layout.num_seeds
-    metrics = [json.loads(line) for line in (plan.folder / "metrics.jsonl").read_text().splitlines()]
-    rows = [seed_row(config, [row for row in metrics if row["seed"] == seed], progress) for seed in range(num_seeds)]
+def computed_before(arrays, received: list) -> bool:
+    """Waits until the arrays are computed, and returns True; or until a signal is received."""
+    leaves = jax.tree.leaves(arrays)
+    while not all(leaf.is_ready() for leaf in leaves):
+        if received:
+            return False
+        time.sleep(0.002)
+    return True
+
+
+def write_results(plan: Plan, progress: Progress, failed_step: np.ndarray) -> None:
+    """Joins the seeds' ranks, weights and rows to those that the folder has: cases.npz, model.npz, results.csv.
+
+    In this order, and each file whole, because results.csv marks its seeds as done.
+    """
+    config, folder, seeds = plan.config, plan.folder, np.array(plan.seeds)
+    metrics = [row for row in writer.read_rows(folder / "metrics.jsonl") if row["seed"] in plan.seeds]
+    rows = [seed_row(config, [row for row in metrics if row["seed"] == seed], progress, int(failed))
+            for seed, failed in zip(plan.seeds, failed_step, strict=True)]  # fmt: skip
     test = plan.splits["test"]
     cases = jax.device_get(test.cases)
-    writer.write_arrays(
-        plan.folder / "cases.npz", user=cases.users, item=cases.targets, cohort=test.cohorts,
-        seed=np.arange(num_seeds), num_above=progress.num_above, num_tied=progress.num_tied,
-    )  # fmt: skip
-    writer.write_arrays(plan.folder / "model.npz", **flatten_dict(progress.best_params, sep="/"))
-    writer.write_csv(plan.folder / "baselines.csv", baselines)
-    writer.write_csv(plan.folder / "results.csv", rows)
+    of_cases = {"user": cases.users, "item": cases.targets, "cohort": test.cohorts}
+    ranks = {"num_above": progress.num_above, "num_tied": progress.num_tied}
+    joined = run_folder.join_seeds(folder / "cases.npz", seeds, ranks)
+    writer.write_arrays(folder / "cases.npz", **of_cases, **joined)
+    joined = run_folder.join_seeds(folder / "model.npz", seeds, flatten_dict(progress.best_params, sep="/"))
+    writer.write_arrays(folder / "model.npz", **joined)
+    if (folder / "results.csv").exists():
+        others = results.read_results(folder / "results.csv")
+        rows = [row for row in others.to_dict("records") if row["seed"] not in plan.seeds] + rows
+    writer.write_csv(folder / "results.csv", sorted(rows, key=lambda row: row["seed"]))
 
 
-def seed_row(config, metrics: list[dict], progress: Progress) -> dict:
+def seed_row(config, metrics: list[dict], progress: Progress, failed_step: int) -> dict:
     """One seed's row of results.csv, from all its rows of metrics.jsonl."""
     overall = [row for row in metrics if (row["split"], row["cohort"]) == ("valid", "all")]
     best = overall[results.best_evaluation([row["hr@10"] for row in overall])]
     at_best = [row for row in metrics if row["epoch"] == best["epoch"]]
     valid, test = ([row for row in at_best if row["split"] == split] for split in SPLITS)
-    diverged = any(row["loss"] is None for row in metrics)
+    failed = failed_step != train.NOT_FAILED
     return results.result_row(
-        valid, test, dataset=config.dataset, method=config.method, status="failed" if diverged else "ok",
-        train_seconds=progress.train_seconds / config.num_seeds,
-        extra={"eval_seconds": progress.eval_seconds / config.num_seeds},
+        valid, test, dataset=config.dataset, method=config.method, status="failed" if failed else "ok",
+        train_seconds=progress.train_seconds / len(progress.best_valid),
+        extra={"eval_seconds": progress.eval_seconds / len(progress.best_valid),
+               "failed_step": failed_step if failed else None},
     )  # fmt: skip

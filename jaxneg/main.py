@@ -5,6 +5,7 @@ on stderr and exit code 2. JAX is imported only when a run starts.
 """
 
 import ast
+import os
 import pathlib
 import re
 import runpy
@@ -15,6 +16,8 @@ from absl import flags
 from ml_collections import config_dict, config_flags
 
 from jaxneg import config as config_lib
+from jaxneg import signals
+from jaxneg.data import store
 from jaxneg.errors import InputError
 
 USAGE = """\
@@ -26,31 +29,39 @@ popularity bias: interaction file -> prepared data -> training -> ranks over the
   python -m jaxneg.main --config=configs/quickstart.py:mixed --workdir=runs/mixed --config.num_seeds=4
   python -m jaxneg.main --config=configs/ml1m.py:adaptive_mixed --workdir=runs/ml1m --config.data.path=PATH/ratings.dat
 
---workdir receives config.json, metrics.jsonl, cases.npz, model.npz, baselines.csv and results.csv.
+--workdir receives config.json, metrics.jsonl, cases.npz, model.npz, baselines.csv and results.csv. The same command
+goes on where a run was stopped; with --extend also to more epochs or seeds than it began with.
 """
 
 
 def main(argv: list[str]) -> int:
-    """Runs a command line (argv[0] is the program). Returns the exit code: 0, 2 for bad input, 130 if interrupted."""
+    """Runs a command line (argv[0] is the program). Returns the exit code.
+
+    0: done; 2: bad input, or a disk that is full; 130 or 143: stopped by SIGINT or SIGTERM, and saved.
+    """
     try:
         if {"-h", "-help", "--help"} & set(argv[1:]):
             print(usage())
             return 0
-        config, workdir = parse_flags(argv)
-        from jaxneg import experiment  # here, so that --help and a refused flag do not wait for JAX
+        config, workdir, extend = parse_flags(argv)
+        with signals.raised():
+            from jaxneg import experiment  # here, so that --help and a refused flag do not wait for JAX
 
-        experiment.run(config, workdir)
+            experiment.run(config, workdir, extend)
         return 0
     except InputError as error:
         print(f"jaxneg: {error}", file=sys.stderr)
         return 2
+    except signals.Stopped as stopped:
+        print(f"jaxneg: {stopped}", file=sys.stderr)
+        return stopped.code
     except KeyboardInterrupt:
         print("jaxneg: interrupted", file=sys.stderr)
         return 130
 
 
-def parse_flags(argv: list[str]) -> tuple[config_dict.FrozenConfigDict, str]:
-    """The resolved config and the work folder of a command line. Raises InputError for anything that is wrong in it."""
+def parse_flags(argv: list[str]) -> tuple[config_dict.FrozenConfigDict, str, bool]:
+    """The resolved config, the work folder and --extend of a command line. Raises InputError for all that is wrong."""
     source, argv = _take_config_flag(argv)
     config = load_config(source)
     for arg in argv[1:]:
@@ -61,6 +72,7 @@ def parse_flags(argv: list[str]) -> tuple[config_dict.FrozenConfigDict, str]:
     try:
         config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
         flags.DEFINE_string("workdir", None, "folder for the results", flag_values=values)
+        flags.DEFINE_bool("extend", False, "accept more epochs or seeds, and other versions", flag_values=values)
         rest = values(argv)[1:]
     except flags.Error as error:
         field = re.match(r"flag --config\.([\w.]+)=", str(error))
@@ -70,7 +82,7 @@ def parse_flags(argv: list[str]) -> tuple[config_dict.FrozenConfigDict, str]:
         raise InputError(f"unexpected argument {rest[0]!r}: every setting is a flag, as in --workdir=DIR")
     if not values.workdir:
         raise InputError("--workdir is needed, as in --workdir=runs/first: the folder for the results")
-    return config_lib.resolve(values.config), values.workdir
+    return config_lib.resolve(values.config), values.workdir, values.extend
 
 
 def load_config(source: str) -> config_dict.ConfigDict:
@@ -138,4 +150,11 @@ def _one_line(error: Exception) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    # A run that is resumed should not compile again; JAX reads this when it is imported.
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(store.default_cache_dir() / "compiled"))
+    code = main(sys.argv)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code > 128:
+        os._exit(code)  # at once: a device program may still be running, and Python would wait for it
+    sys.exit(code)

@@ -83,3 +83,17 @@ def over_seeds(function: Callable, layout: Layout, per_seed: Sequence[bool], don
     """Like `over_devices`, from a function of one seed."""
     mapped = jax.vmap(function, in_axes=tuple(0 if own else None for own in per_seed))
     return over_devices(mapped, layout, per_seed, donate)
+
+
+def on_one_device(program: Callable, *args: Any) -> Any:
+    """The jaxpr that each device runs of a program that `over_devices` made, for arguments like these."""
+    return _shard(program.trace(*args).jaxpr.eqns)
+
+
+def _shard(equations) -> Any:
+    for equation in equations:
+        if "jaxpr" in equation.params:
+            inside = equation.params["jaxpr"]
+            inside = getattr(inside, "jaxpr", inside)
+            return inside if equation.primitive.name == "shard_map" else _shard(inside.eqns)
+    raise ValueError("not a program of over_devices")

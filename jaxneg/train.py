@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.experimental import checkify
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxneg.data import dataset as data
@@ -15,7 +16,6 @@ from jaxneg.data.buckets import Bucket
 from jaxneg.models import sasrec
 from jaxneg.samplers import Method
 from jaxneg.types import Batch, Candidates, Dataset, Negatives
-
 
 NOT_FAILED = -1
 
@@ -134,7 +134,7 @@ def make_step(
         candidates = method.proposal.sample(keys.proposal, tables, batch)
         compute = functools.partial(losses_of, buckets=cut)
         value, gradient = jax.value_and_grad(compute)(state.params, batch, candidates, state.hyper, keys)
-        finite = jnp.isfinite(value) & jnp.isfinite(optax.global_norm(gradient))  # an overflowing norm fails too
+        finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves((value, gradient))]))
         failed_step = jnp.where((state.failed_step == NOT_FAILED) & ~finite, state.step, state.failed_step)
         alive = failed_step == NOT_FAILED
         # A seed that failed keeps its last finite weights for ever: no gradient, and no step along the old ones.
@@ -233,3 +233,28 @@ def run_steps(step: Step, num_steps: Int[Array, ""], states: TrainState, tables,
         return jax.lax.cond(fit, over_seeds(step.in_buckets), over_seeds(step.padded), *operands)
 
     return jax.lax.fori_loop(0, num_steps, body, states)
+
+
+def check_step(step: Step) -> Callable:
+    """One padded step of several seeds, compiled with a check of each operation's result: (errors, states)."""
+
+    def one(state: TrainState, tables, dataset: Dataset) -> TrainState:
+        keys, batch = step.draw(state, dataset)
+        return step.padded(state, keys, batch, tables)
+
+    return jax.jit(jax.vmap(checkify.checkify(one, errors=checkify.float_checks), in_axes=(0, None, None)))
+
+
+def run_checked(checked: Callable, num_steps: int, states: TrainState, tables, dataset: Dataset) -> TrainState:
+    """`run_steps` for debugging: slow, one step at a time, with `checked` of `check_step`.
+
+    Raises FloatingPointError that names the first operation whose result is not a number, its place in the source,
+    and the step.
+    """
+    for _ in range(num_steps):
+        step = int(states.step[0])
+        errors, states = checked(states, tables, dataset)
+        message = errors.get()
+        if message:
+            raise FloatingPointError(f"step {step:,}: {' '.join(message.split())}")
+    return states

@@ -1,11 +1,14 @@
 """Files of a run: rows of JSON that only ever grow, and files that appear whole or not at all."""
 
 import contextlib
+import errno
+import fcntl
 import json
 import math
 import os
 import pathlib
-from collections.abc import Iterable, Iterator, Sequence
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,12 +16,16 @@ import pandas as pd
 
 from jaxneg.errors import InputError
 
+# What the system says of a disk that is full, over quota, read-only, or broken.
+UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+
 
 @contextlib.contextmanager
 def claimed(workdir: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """The working directory, made if need be, and unmade if what is done with it fails and left it empty.
+    """The working directory, made if need be, and for this process alone; unmade if it fails and left it empty.
 
-    Raises InputError where nothing can be written there.
+    The folder itself is locked, so no file has to be cleared away and a killed process holds nothing.
+    Raises InputError where nothing can be written there, another process is at work in it, or the disk turns full.
     """
     path = pathlib.Path(workdir)
     existed = path.exists()
@@ -27,15 +34,26 @@ def claimed(workdir: str | os.PathLike) -> Iterator[pathlib.Path]:
         probe = path / f".write-test-{os.getpid()}"
         probe.touch()
         probe.unlink()
+        folder = os.open(path, os.O_RDONLY)
     except OSError as error:
         raise InputError(f"workdir {path} cannot be written ({error.strerror}): name a writable folder") from error
     try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(folder)
+        raise InputError(f"workdir {path} is in use by another process: wait for it, or name another folder") from error
+    try:
         yield path
-    except BaseException:
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        raise InputError(f"workdir {path} cannot be written any more ({error.strerror}): what was saved is good, and "
+                         "the same command goes on once there is room") from error  # fmt: skip
+    finally:
+        os.close(folder)
         if not existed:
             with contextlib.suppress(OSError):  # it is not empty: something worth keeping is there
                 path.rmdir()
-        raise
 
 
 @contextlib.contextmanager
@@ -67,19 +85,53 @@ def write_csv(path: pathlib.Path, rows: Sequence[dict]) -> None:
         pd.DataFrame(rows).to_csv(temporary, index=False)
 
 
-def append_rows(path: pathlib.Path, rows: Iterable[dict]) -> int:
-    """Appends one line of JSON per row and syncs it to disk; returns the file's size in bytes."""
+def append_rows(path: pathlib.Path, rows: Iterable[dict]) -> None:
+    """Appends one line of JSON per row and syncs it to disk."""
     with path.open("a") as file:
         file.writelines(json.dumps(plain(row)) + "\n" for row in rows)
         file.flush()
         os.fsync(file.fileno())
-        return file.tell()
 
 
-def cut(path: pathlib.Path, size: int) -> None:
-    """Drops all that was appended after the file had `size` bytes (a run that resumes writes it again)."""
-    with path.open("ab") as file:
-        file.truncate(size)
+def read_rows(path: pathlib.Path) -> list[dict]:
+    """The rows of a file that `append_rows` made; a last line that a kill cut short is left out.
+
+    Raises InputError where any other line is not JSON.
+    """
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    rows = []
+    for number, line in enumerate(lines[:-1], start=1):  # what follows the last line's end is no whole line
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            raise InputError(f"{path}: line {number} is not JSON: remove the file and train from the start") from error
+    return rows
+
+
+def keep_rows(path: pathlib.Path, wanted: Callable[[dict], bool]) -> None:
+    """Drops the rows that are not wanted, and a line cut short: a run that resumes writes them again."""
+    if not path.exists():
+        return
+    kept = [row for row in read_rows(path) if wanted(row)]
+    with whole(path) as temporary:
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+
+
+def read_json(path: pathlib.Path) -> Any:
+    """A JSON document. Raises InputError where it is none."""
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON: name another --workdir") from error
+
+
+def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """The arrays of an .npz. Raises InputError where it is damaged."""
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path} is damaged ({error}): name another --workdir") from error
 
 
 def plain(value: Any) -> Any:

@@ -16,8 +16,10 @@ ROOT = pathlib.Path(jaxneg.__file__).parent
 LAYERS = [
     {"main"},
     {"experiment"},
+    {"plan"},
+    {"run_folder"},
     {"config", "writer", "checkpoint", "report", "plots", "results", "tuned", "parallel"},
-    {"train", "evaluate"},
+    {"train", "evaluate", "memory", "signals"},
     {"samplers", "losses", "metrics", "models", "optimizer", "data"},
     {"cohorts", "types"},
     {"errors", "jaxneg"},
@@ -84,7 +86,7 @@ def test_no_circles():
 
 def test_config_is_seen_by_main_and_experiment_only():
     users = {file for file, path in MODULES.items() if "jaxneg.config" in imported_modules(path)}
-    assert users <= {"main.py", "experiment.py"}
+    assert users <= {"main.py", "experiment.py", "run_folder.py"}
 
 
 def imports_of(statement: str) -> set[str]:

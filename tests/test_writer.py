@@ -1,8 +1,11 @@
 """Files that appear whole or not at all, and rows that only grow."""
 
+import errno
 import json
 import math
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -25,12 +28,50 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
     assert os.listdir(tmp_path) == ["a.json"]
 
 
-def test_rows_grow_and_are_cut_back(tmp_path):
+def test_rows_grow_and_unwanted_ones_go_with_a_line_cut_short(tmp_path):
     path = tmp_path / "rows.jsonl"
-    size = writer.append_rows(path, [{"a": 1}])
-    assert writer.append_rows(path, [{"a": 2}]) == 2 * size
-    writer.cut(path, size)
-    assert path.read_text() == '{"a": 1}\n'
+    assert writer.read_rows(path) == []
+    writer.keep_rows(path, lambda row: False)
+    assert not path.exists()
+    writer.append_rows(path, [{"a": 1, "b": 0.1}])
+    writer.append_rows(path, [{"a": 2, "b": math.nan}, {"a": 3, "b": 1e-300}])
+    before = path.read_text()
+    path.write_text(before + '{"a": 4')
+    assert [row["a"] for row in writer.read_rows(path)] == [1, 2, 3]
+    writer.keep_rows(path, lambda row: True)
+    assert path.read_text() == before
+    writer.keep_rows(path, lambda row: row["a"] != 2)
+    assert path.read_text() == "".join(before.splitlines(keepends=True)[::2])
+    path.write_text('{"a": 1\n{"a": 2}\n')
+    with pytest.raises(InputError, match="line 1 is not JSON"):
+        writer.read_rows(path)
+
+
+@pytest.mark.parametrize("damage", [b"", b"PK", b"no zip at all", "cut"])
+def test_damaged_arrays_are_told_of(tmp_path, damage):
+    path = tmp_path / "a.npz"
+    writer.write_arrays(path, x=np.arange(1000))
+    assert writer.read_arrays(path)["x"].sum() == 499500
+    path.write_bytes(path.read_bytes()[:700] if damage == "cut" else damage)
+    with pytest.raises(InputError, match=r"a\.npz is damaged"):
+        writer.read_arrays(path)
+
+
+def test_a_folder_is_for_one_process(tmp_path):
+    claim = "import sys; from jaxneg import writer\nwith writer.claimed(sys.argv[1]): pass"
+    other = [sys.executable, "-c", claim, tmp_path]
+    with writer.claimed(tmp_path):
+        refused = subprocess.run(other, capture_output=True, text=True)
+    assert f"workdir {tmp_path} is in use by another process" in refused.stderr
+    assert subprocess.run(other, capture_output=True).returncode == 0
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("number, words", [
+    (errno.ENOSPC, "No space left on device"), (errno.EROFS, "Read-only file system")])
+def test_a_disk_that_turns_full_is_one_line(tmp_path, number, words):
+    with pytest.raises(InputError, match=f"cannot be written any more .{words}"), writer.claimed(tmp_path):
+        raise OSError(number, os.strerror(number))
 
 
 def test_arrays_need_no_pickle(tmp_path):

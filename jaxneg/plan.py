@@ -1,0 +1,234 @@
+"""What a run will do, before it does it: the programs, the data, and the memory that they need."""
+
+import functools
+import math
+import pathlib
+import sys
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxneg import evaluate, losses, memory, optimizer, parallel, run_folder, samplers, train
+from jaxneg.data import buckets
+from jaxneg.data import dataset as data
+from jaxneg.errors import InputError
+from jaxneg.models import sasrec
+from jaxneg.types import Dataset, EvalCases
+
+SPLITS = ("valid", "test")
+BUCKET_OVERFLOW = 1e-3  # chance that a batch is too long for one of its buckets and has to be padded
+MEMORY_SHARE = 0.9  # of what is free, for a chunk of seeds that is chosen to fit
+
+
+class Split(NamedTuple):
+    """What is evaluated: the cases on the device, and what the host knows of their targets."""
+
+    cases: EvalCases
+    cohorts: np.ndarray  # [C] 0 head, 1 mid, 2 tail
+    cold: np.ndarray  # [C] never seen in training
+
+
+class Programs(NamedTuple):
+    """The compiled programs of a run, each for all seeds at once."""
+
+    init: Any  # (keys, hyper) -> state
+    advance: Any  # (number of steps, state, tables, dataset) -> state
+    evaluate: Any  # (params, items, cases) -> num_above [C], num_tied [C], exposure [K, V+1]
+
+
+class Plan(NamedTuple):
+    """Everything about a run that does not change while it trains."""
+
+    config: Any
+    folder: pathlib.Path
+    seeds: range  # those that this plan trains, side by side
+    layout: parallel.Layout
+    programs: Programs
+    dataset: Dataset
+    tables: Any
+    splits: dict[str, Split]
+    item_counts: np.ndarray
+    hyper: train.Hyper
+    steps_per_epoch: int
+
+    @property
+    def last_step(self) -> int:
+        return self.config.num_epochs * self.steps_per_epoch
+
+
+class Needed(NamedTuple):
+    """Bytes that a plan's programs need at once on each device."""
+
+    shared: int  # data and tables, once for all seeds
+    states: int  # weights and moments of the seeds
+    training: int  # all that is alive in a training step
+    evaluation: int
+
+    @property
+    def total(self) -> int:
+        return max(self.training, self.evaluation)
+
+    def advice(self, num_seeds: int) -> str:
+        """The settings to lower, the best first."""
+        if num_seeds > 1:
+            return "config.seeds_per_chunk or config.num_seeds"
+        if self.states > self.total / 4:
+            return "config.model.width, or keep fewer items by config.data.min_item_rows"
+        if self.evaluation > self.training:
+            return "config.eval.memory_mb"
+        return "config.batch_size, config.model.max_len, or the numbers of negatives under config.sampler"
+
+
+def fitting_plan(config, folder: pathlib.Path, prepared: data.Prepared, seeds: range) -> Plan:
+    """The plan for these seeds, or for as many of them, from the first on, as fit in memory side by side.
+
+    Says what is needed before anything is compiled. Seeds that were begun together are not parted.
+    Raises InputError where not even these fit, with the setting to lower.
+    """
+    begun = run_folder.checkpoint_folder(folder, seeds).exists()
+    number = len(seeds) if begun else min(len(seeds), config.seeds_per_chunk or len(seeds))
+    plan = make_plan(config, folder, prepared, seeds[:number])
+    if config.debug:
+        return on_devices(plan)
+    needed, there = needed_bytes(plan), available_bytes(plan.layout)
+    if there is not None and needed.total > there and number > 1 and not begun and not config.seeds_per_chunk:
+        each = (needed.total - needed.shared) / plan.layout.seeds_per_device
+        fitting = int((MEMORY_SHARE * there - needed.shared) / each) * plan.layout.mesh.size
+        plan = make_plan(config, folder, prepared, seeds[: max(1, fitting)])
+        needed, there = needed_bytes(plan), available_bytes(plan.layout)
+    told = needed_in_words(plan, needed, there)
+    if there is not None and needed.total > there:
+        raise InputError(f"{told}: lower {needed.advice(len(plan.seeds))}")
+    print(f"jaxneg: {told}", file=sys.stderr)
+    return on_devices(plan)
+
+
+def make_plan(config, folder: pathlib.Path, prepared: data.Prepared, seeds: range) -> Plan:
+    """The plan for these seeds, its data still on the host; compiles nothing yet. Raises InputError."""
+    num_items, ks = prepared.num_items, tuple(config.eval.ks)
+    settings = samplers.Settings(**{name: config.sampler[name] for name in samplers.Settings._fields})
+    method = samplers.make(config.method, num_items, settings)
+    model = sasrec.SASRec(config.model.num_blocks, config.model.num_heads, config.model.width, config.model.max_len)
+    dataset = data.training_set(prepared)
+    targets = data.target_counts(dataset, model.max_len, num_items)
+    tables = method.proposal.init(np.asarray(prepared.item_counts), targets)
+    adam = optimizer.adam(
+        config.optimizer.b1, config.optimizer.b2, config.optimizer.epsilon, config.optimizer.tensorflow_epsilon
+    )
+    steps_per_epoch = max(1, prepared.num_users // config.batch_size)
+    unselected = method.num_candidates - method.num_kept if config.loss.keep_unselected else 0
+    step = train.make_step(
+        model=model,
+        method=method,
+        loss=functools.partial(losses.bce, num_unselected=unselected),
+        optimizer=adam,
+        batch_size=config.batch_size,
+        num_items=num_items,
+        history_size=data.longest_history(dataset),
+        buckets=make_buckets(config, dataset, len(seeds)),
+        pool_size=None if math.isinf(config.osf) else max(1, math.floor(config.osf * steps_per_epoch)),
+        count_pads=config.loss.count_pads,
+    )
+    layout = parallel.seed_layout(len(seeds))
+    budget = config.eval.memory_mb * 2**20
+    chunks = evaluate.choose_chunks(num_items, model.width, layout.seeds_per_device, budget)
+    seen = max_history(prepared, config.eval.rolling_history) if config.eval.filter_seen else 0
+
+    def init(key, hyper):
+        return train.init_state(key, hyper, model=model, num_items=num_items, optimizer=adam)
+
+    def rank(params, items, cases):
+        encode = functools.partial(sasrec.encode, model, params)
+        bounds = (cases.history_start, cases.history_end)
+        hidden = evaluate.encode_histories(
+            encode, items, *bounds, max_len=model.max_len, chunk_size=chunks.case_chunk
+        )
+        return rank_hidden(hidden, params["item_table"], items, cases, ks, chunks, seen)
+
+    advance = parallel.over_devices(
+        functools.partial(train.run_steps, step), layout, (False, True, False, False), donate=(1,)
+    )
+    programs = Programs(
+        init=parallel.over_seeds(init, layout, (True, True)),
+        advance=functools.partial(train.run_checked, train.check_step(step)) if config.debug else advance,
+        evaluate=parallel.over_seeds(rank, layout, (True, False, False)),
+    )
+    hyper = train.Hyper(
+        learning_rate=np.float32(config.learning_rate),
+        dropout=np.float32(config.model.dropout),
+        negative_weight=np.float32(config.loss.negative_weight),
+    )
+    return Plan(
+        config, folder, seeds, layout, programs, dataset, tables,
+        {name: make_split(prepared, name, config.eval.rolling_history) for name in SPLITS},
+        np.asarray(prepared.item_counts), hyper, steps_per_epoch,
+    )  # fmt: skip
+
+
+def make_buckets(config, dataset: Dataset, num_seeds: int) -> tuple[buckets.Bucket, ...]:
+    """How batches are cut so that few pads are computed; () where every sequence is to be padded to max_len."""
+    alone = config.method == "popularity_cohort" or config.sampler.scope == "position"
+    if config.loss.count_pads and alone:
+        return ()  # a left-out pad would need negatives of its own
+    overflow = BUCKET_OVERFLOW / num_seeds
+    lengths = data.input_lengths(dataset)
+    return buckets.choose_buckets(lengths, config.batch_size, config.model.max_len, config.num_buckets, overflow)
+
+
+def make_split(prepared: data.Prepared, name: str, rolling: bool) -> Split:
+    """The cases of one split, with the cohorts of their targets."""
+    cases = data.evaluation_cases(prepared, name, rolling)
+    cohorts = np.asarray(prepared.item_cohorts)[cases.targets]
+    cold = np.asarray(prepared.item_counts)[cases.targets] == 0
+    return Split(cases, cohorts, cold)
+
+
+def max_history(prepared: data.Prepared, rolling: bool) -> int:
+    """The longest history of any case, in rows."""
+    cases = [data.evaluation_cases(prepared, name, rolling) for name in SPLITS]
+    return max(int((case.history_end - case.history_start).max()) for case in cases)
+
+
+def rank_hidden(hidden, item_table, items, cases: EvalCases, ks, chunks, max_seen: int):
+    """(num_above [C], num_tied [C], exposure [K, V+1]) of histories' states; `max_seen` 0 filters nothing."""
+    own = {"seen": items, "max_seen": max_seen} if max_seen else {}
+    num_above, num_tied = evaluate.rank_cases(hidden, item_table, cases, chunks=chunks, **own)
+    own = own | ({"cases": cases} if own else {})
+    return num_above, num_tied, evaluate.count_recommended(hidden, item_table, ks, chunks=chunks, **own)
+
+
+def needed_bytes(plan: Plan) -> Needed:
+    """What the plan's programs need, from their traced forms (see `memory.peak_bytes`)."""
+    layout, cases = plan.layout, plan.splits["test"].cases
+    keys = parallel.seed_keys(layout, plan.config.seed, plan.seeds.start)
+    state = jax.eval_shape(plan.programs.init, keys, parallel.repeat(layout, plan.hyper))
+    copies = layout.mesh.size if layout.mesh.devices.flat[0].platform == "cpu" else 1  # fake devices share the host's
+    advance = parallel.on_one_device(plan.programs.advance, np.int32(1), state, plan.tables, plan.dataset)
+    rank = parallel.on_one_device(plan.programs.evaluate, state.params, plan.dataset.items, cases)
+    states = memory.tree_bytes(state) // layout.mesh.size
+    return Needed(*(copies * number for number in (
+        memory.tree_bytes((plan.dataset, plan.tables, cases)), states, memory.peak_bytes(advance),
+        memory.peak_bytes(rank) + states)))  # fmt: skip
+
+
+def available_bytes(layout: parallel.Layout) -> int | None:
+    """Memory of one of the layout's devices."""
+    return memory.device_bytes(layout.mesh.devices.flat[0])
+
+
+def needed_in_words(plan: Plan, needed: Needed, there: int | None) -> str:
+    """One line on memory."""
+    number = f"{len(plan.seeds)} seeds side by side need" if len(plan.seeds) > 1 else "one seed needs"
+    parts = [f"data {memory.in_words(needed.shared)}", f"weights and moments {memory.in_words(needed.states)}",
+             f"a training step {memory.in_words(needed.training)} in all",
+             f"an evaluation {memory.in_words(needed.evaluation)} in all"]  # fmt: skip
+    limit = f", of {memory.in_words(there)} that are free" if there is not None else ""
+    return f"{number} about {memory.in_words(needed.total)} on each device{limit} ({', '.join(parts)})"
+
+
+def on_devices(plan: Plan) -> Plan:
+    """The plan with its data on the devices."""
+    put = functools.partial(parallel.put_shared, plan.layout)
+    splits = {name: split._replace(cases=put(split.cases)) for name, split in plan.splits.items()}
+    return plan._replace(dataset=put(plan.dataset), tables=put(plan.tables), splits=splits)
