@@ -85,9 +85,17 @@ def over_seeds(function: Callable, layout: Layout, per_seed: Sequence[bool], don
     return over_devices(mapped, layout, per_seed, donate)
 
 
-def on_one_device(program: Callable, *args: Any) -> Any:
-    """The jaxpr that each device runs of a program that `over_devices` made, for arguments like these."""
-    return _shard(program.trace(*args).jaxpr.eqns)
+def on_one_device(program: Callable, layout: Layout, per_seed: Sequence[bool], *args: Any) -> Any:
+    """The jaxpr that each device runs of a program that `over_devices` made, for arguments of these shapes.
+
+    A later call with such arguments, where `put_per_seed` and `put_shared` put them, is not traced again.
+    """
+    def placed(tree, own):
+        sharding = NamedSharding(layout.mesh, SEED if own else SHARED)
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), x.dtype, sharding=sharding), tree)
+
+    shapes = [placed(tree, own) if own is not None else tree for tree, own in zip(args, per_seed, strict=True)]
+    return _shard(program.trace(*shapes).jaxpr.eqns)
 
 
 def _shard(equations) -> Any:

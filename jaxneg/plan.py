@@ -204,8 +204,10 @@ def needed_bytes(plan: Plan) -> Needed:
     keys = parallel.seed_keys(layout, plan.config.seed, plan.seeds.start)
     state = jax.eval_shape(plan.programs.init, keys, parallel.repeat(layout, plan.hyper))
     copies = layout.mesh.size if layout.mesh.devices.flat[0].platform == "cpu" else 1  # fake devices share the host's
-    advance = parallel.on_one_device(plan.programs.advance, np.int32(1), state, plan.tables, plan.dataset)
-    rank = parallel.on_one_device(plan.programs.evaluate, state.params, plan.dataset.items, cases)
+    advance = parallel.on_one_device(plan.programs.advance, layout, (None, True, False, False),
+                                     np.int32(1), state, plan.tables, plan.dataset)  # fmt: skip
+    rank = parallel.on_one_device(plan.programs.evaluate, layout, (True, False, False),
+                                  state.params, plan.dataset.items, cases)  # fmt: skip
     states = memory.tree_bytes(state) // layout.mesh.size
     return Needed(*(copies * number for number in (
         memory.tree_bytes((plan.dataset, plan.tables, cases)), states, memory.peak_bytes(advance),

@@ -1,6 +1,8 @@
 """One training step, and many of them in one dispatch: draw, propose, score, select, loss, update."""
 
 import functools
+import os
+import pathlib
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -236,25 +238,36 @@ def run_steps(step: Step, num_steps: Int[Array, ""], states: TrainState, tables,
 
 
 def check_step(step: Step) -> Callable:
-    """One padded step of several seeds, compiled with a check of each operation's result: (errors, states)."""
+    """One padded step of one seed, compiled with a check of each operation's result: (error, state)."""
 
     def one(state: TrainState, tables, dataset: Dataset) -> TrainState:
         keys, batch = step.draw(state, dataset)
         return step.padded(state, keys, batch, tables)
 
-    return jax.jit(jax.vmap(checkify.checkify(one, errors=checkify.float_checks), in_axes=(0, None, None)))
+    return jax.jit(checkify.checkify(one, errors=checkify.float_checks))
 
 
 def run_checked(checked: Callable, num_steps: int, states: TrainState, tables, dataset: Dataset) -> TrainState:
-    """`run_steps` for debugging: slow, one step at a time, with `checked` of `check_step`.
+    """`run_steps` for debugging: slow, one seed and one step at a time, with `checked` of `check_step`.
 
-    Raises FloatingPointError that names the first operation whose result is not a number, its place in the source,
-    and the step.
+    Raises FloatingPointError that names the first operation whose result is not a number, and the seed and the step.
     """
     for _ in range(num_steps):
-        step = int(states.step[0])
-        errors, states = checked(states, tables, dataset)
-        message = errors.get()
-        if message:
-            raise FloatingPointError(f"step {step:,}: {' '.join(message.split())}")
+        moved = []
+        for seed in range(len(states.step)):
+            state = jax.tree.map(lambda x, seed=seed: x[seed], states)
+            error, state = checked(state, tables, dataset)
+            if error.get():
+                what = " ".join(error.get().split()).rstrip(".")
+                raise FloatingPointError(f"step {int(state.step):,}, seed {seed} of its chunk: {what}{source(error)}")
+            moved.append(state)
+        states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *moved)
     return states
+
+
+def source(error: checkify.Error) -> str:
+    """Where in jaxneg the operation of an error is, as in ", in models/sasrec.py:137 (Block.__call__)"."""
+    traceback = str(getattr(error.get_exception(), "traceback_info", ""))  # from the operation outwards
+    package = f"{pathlib.Path(__file__).parent}{os.sep}"
+    lines = [line.removeprefix(package) for line in traceback.splitlines() if line.startswith(package)]
+    return f", in {lines[0]}" if lines else ""

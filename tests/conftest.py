@@ -1,9 +1,12 @@
 """What every test runs under: the CPU, no silent broadcasting of ranks, and shapes checked as annotated."""
 
+import atexit
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
+import tempfile
 
 # In the environment, so that the subprocesses of tests have them too; before JAX is imported, which reads them then.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -23,6 +26,12 @@ def known(xla_flags: str) -> bool:
 if "XLA_FLAGS" not in os.environ:
     tried = [" ".join(QUICK_COMPILER), " ".join(QUICK_COMPILER[:2])]
     os.environ["XLA_FLAGS"] = next((xla_flags for xla_flags in tried if known(xla_flags)), "")
+
+# A program that several tests run is compiled once, whichever process it is in: the first one makes the folder.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    compiled = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxneg-tests-")
+    atexit.register(shutil.rmtree, compiled, ignore_errors=True)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import jaxtyping  # noqa: E402
 import pytest  # noqa: E402

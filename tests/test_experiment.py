@@ -1,21 +1,23 @@
 """The whole road on small synthetic data: the files of a run, and that they agree with each other."""
 
 import json
+import os
 import shutil
 import signal
-import subprocess
 import sys
-import time
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
 from flax.traverse_util import unflatten_dict
 
+from jaxneg import checkpoint, experiment, metrics, signals, writer
 from jaxneg import config as config_lib
-from jaxneg import experiment, metrics
 from jaxneg.data import dataset as data
 from jaxneg.errors import InputError
+from jaxneg.plan import fitting_plan
 
 SMALL = {
     "dataset": "small", "batch_size": 32, "num_epochs": 30, "eval_every": 12, "learning_rate": 1e-2, "eval.ks": (5, 10),
@@ -87,9 +89,11 @@ def test_case_ranks_give_the_results(finished):
 def test_the_kept_weights_are_those_of_the_best_epoch(finished, cache):
     """Ranked again from model.npz alone, they give the ranks of cases.npz."""
     config = config_lib.resolve(small(cache, num_seeds=2))
-    plan = experiment.make_plan(config, finished, data.load(experiment.prepare_data(config)))
+    prepared = data.load(experiment.prepare_data(config))
+    plan = fitting_plan(config, finished, prepared, range(2))
     weights = np.load(finished / "model.npz", allow_pickle=False)
-    params = unflatten_dict(dict(weights), sep="/")
+    assert weights["seed"].tolist() == [0, 1]
+    params = unflatten_dict({name: array for name, array in weights.items() if name != "seed"}, sep="/")
     num_above = plan.programs.evaluate(params, plan.dataset.items, plan.splits["test"].cases)[0]
     np.testing.assert_array_equal(num_above, np.load(finished / "cases.npz")["num_above"])
 
@@ -134,28 +138,247 @@ def without_times(path):
     return frame[[name for name in frame if "second" not in name and "time" not in name]]
 
 
-def test_a_killed_run_goes_on_to_the_same_results(finished, cache, tmp_path, monkeypatch):
-    """Stopped by an exception after a checkpoint and some more rows, then run again."""
-    monkeypatch.setattr(experiment, "CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr(experiment, "CHECKPOINT_COST", 0.0)
+def stop_evaluation(monkeypatch, number, action):
+    """`action` runs before the evaluation of that number (from 1); returns the list of evaluations begun."""
     evaluate, calls = experiment.evaluate_seeds, []
 
-    def stop_in_the_second(*arguments):
+    def counted(*arguments):
         calls.append(arguments)
-        result = evaluate(*arguments)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return result
+        if len(calls) == number:
+            action()
+        return evaluate(*arguments)
 
-    monkeypatch.setattr(experiment, "evaluate_seeds", stop_in_the_second)
-    config = small(cache, num_seeds=2, steps_per_dispatch=3)
-    with pytest.raises(KeyboardInterrupt):
-        experiment.run(config, tmp_path)
-    assert not (tmp_path / "results.csv").exists() and len(rows_of(tmp_path)) == 32
+    monkeypatch.setattr(experiment, "evaluate_seeds", counted)
+    return calls
+
+
+@pytest.fixture
+def save_often(monkeypatch):
+    """A checkpoint at every dispatch that finds none under way."""
+    monkeypatch.setattr(checkpoint, "COST", 0)
+    return {"checkpoint_seconds": 0.0, "steps_per_dispatch": 3}
+
+
+def same_run(folder, other):
+    assert (folder / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
+    pd.testing.assert_frame_equal(without_times(folder / "results.csv"), without_times(other / "results.csv"))
+    for name in ("cases.npz", "model.npz"):
+        mine, theirs = writer.read_arrays(folder / name), writer.read_arrays(other / name)
+        assert mine.keys() == theirs.keys()
+        for key in mine:
+            np.testing.assert_array_equal(mine[key], theirs[key])
+
+
+def test_the_same_config_twice_gives_the_same_numbers(finished, cache, tmp_path):
+    experiment.run(small(cache, num_seeds=2), tmp_path)
+    same_run(tmp_path, finished)
+
+
+@pytest.mark.parametrize("after_rows", [False, True])
+def test_a_killed_run_goes_on_to_the_same_results(finished, cache, tmp_path, monkeypatch, save_often, after_rows):
+    """Stopped by an exception in the second evaluation, before or after its rows are written, then run again."""
+    def die(*_):
+        raise MemoryError
+
+    config = small(cache, num_seeds=2, **save_often)
+    with monkeypatch.context() as patched:
+        calls = stop_evaluation(patched, 2, lambda: patched.setattr(experiment, "warn_of_collapse", die))
+        if not after_rows:
+            calls = stop_evaluation(patched, 2, die)
+        with pytest.raises(MemoryError):
+            experiment.run(config, tmp_path)
+    assert len(calls) == 2 and not (tmp_path / "results.csv").exists()
+    assert len(rows_of(tmp_path)) == (32 if after_rows else 16)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 24, "seed"')  # a line cut short
+    calls = stop_evaluation(monkeypatch, 0, None)
     experiment.run(config, tmp_path)
-    assert len(calls) == 4  # the first evaluation was not repeated, the second was
-    assert (tmp_path / "metrics.jsonl").read_bytes() == (finished / "metrics.jsonl").read_bytes()
-    pd.testing.assert_frame_equal(without_times(tmp_path / "results.csv"), without_times(finished / "results.csv"))
+    assert len(calls) == 2  # the first evaluation is not repeated, the second is
+    same_run(tmp_path, finished)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("when", ["training", "evaluating"])
+def test_a_signal_saves_and_stops(finished, cache, tmp_path, monkeypatch, number, when):
+    """The first signal is acted on at the next look at it; the run then goes on where it was."""
+    config = small(cache, num_seeds=2, steps_per_dispatch=3)
+    with monkeypatch.context() as patched:
+        if when == "evaluating":
+            patched.setattr(experiment, "computed_before", lambda arrays, received: not received)
+            stop_evaluation(patched, 2, lambda: os.kill(os.getpid(), number))
+        else:
+            words = experiment.loss_in_words
+            stop_evaluation(patched, 1, lambda: patched.setattr(experiment, "loss_in_words", lambda *arguments: (
+                os.kill(os.getpid(), number), words(*arguments))[1]))  # fmt: skip
+        with pytest.raises(signals.Stopped, match=f"stopped by {number.name} after step .* is saved") as stopped:
+            experiment.run(config, tmp_path)
+    assert stopped.value.code == 128 + number
+    step = int(str(stopped.value).split(" after step ")[1].split(" ")[0])
+    steps_per_epoch = 150 // 32
+    assert step == 24 * steps_per_epoch if when == "evaluating" else step > 12 * steps_per_epoch
+    saved = tmp_path / "checkpoints" / "seeds_0_1" / str(step)
+    assert saved.is_dir()
+    experiment.run(config, tmp_path)
+    same_run(tmp_path, finished)
+
+
+def test_a_damaged_checkpoint_costs_some_steps_and_no_more(finished, cache, tmp_path, monkeypatch, save_often, capsys):
+    config = small(cache, num_seeds=2, **save_often)
+    with monkeypatch.context() as patched:
+        patched.setattr(experiment, "write_results", stop_here)
+        with pytest.raises(MemoryError):
+            experiment.run(config, tmp_path)
+    newest = max((tmp_path / "checkpoints" / "seeds_0_1").iterdir(), key=lambda path: int(path.name))
+    largest = max(newest.rglob("*"), key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:-7])
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    experiment.run(config, tmp_path)
+    assert f"the checkpoint of step {newest.name} is damaged" in capsys.readouterr().err
+    same_run(tmp_path, finished)
+
+
+def stop_here(*_):
+    raise MemoryError
+
+
+def test_more_seeds_only_adds_the_new_ones(finished, cache, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    before = rows_of(folder)
+    with pytest.raises(InputError, match="num_seeds was 2 and is 3.*--extend accepts"):
+        experiment.run(small(cache, num_seeds=3), folder)
+    experiment.run(small(cache, num_seeds=3), folder, extend=True)
+    assert rows_of(folder)[: len(before)] == before
+    results = pd.read_csv(folder / "results.csv")
+    assert results["seed"].tolist() == [0, 1, 2]
+    pd.testing.assert_frame_equal(results.iloc[:2].dropna(axis=1), pd.read_csv(finished / "results.csv").dropna(axis=1))
+    for name in ("cases.npz", "model.npz"):
+        ours, first = writer.read_arrays(folder / name), writer.read_arrays(finished / name)
+        assert ours["seed"].tolist() == [0, 1, 2]
+        np.testing.assert_array_equal(ours[list(ours)[-1]][:2], first[list(ours)[-1]])
+    record = json.loads((folder / "config.json").read_text())
+    assert record["config"]["num_seeds"] == 3 and [run["num_seeds"] for run in record["continued"]] == [3]
+    with pytest.raises(InputError, match="num_seeds was 3 and is 2"):
+        experiment.run(small(cache, num_seeds=2), folder, extend=True)
+
+
+def test_more_epochs_go_on_from_the_last(finished, cache, tmp_path):
+    """24 epochs, then 30: what 30 at once give."""
+    experiment.run(small(cache, num_seeds=2, num_epochs=24), tmp_path)
+    config = small(cache, num_seeds=2)
+    with pytest.raises(InputError, match="num_epochs was 24 and is 30.*--extend accepts"):
+        experiment.run(config, tmp_path)
+    experiment.run(config, tmp_path, extend=True)
+    same_run(tmp_path, finished)
+
+
+def test_seeds_in_chunks_are_the_seeds_together(finished, cache, tmp_path):
+    """Each chunk is its own program, so only rounding differs; and a chunk may be a part of the others' size."""
+    experiment.run(small(cache, num_seeds=3, num_epochs=2, eval_every=2), tmp_path / "together")
+    experiment.run(small(cache, num_seeds=3, num_epochs=2, eval_every=2, seeds_per_chunk=2), tmp_path / "chunks")
+    assert sorted(path.name for path in (tmp_path / "chunks" / "checkpoints").iterdir()) == ["seeds_0_1", "seeds_2_2"]
+    together, chunks = (writer.read_arrays(tmp_path / name / "model.npz") for name in ("together", "chunks"))
+    assert chunks["seed"].tolist() == [0, 1, 2]
+    np.testing.assert_allclose(chunks["item_table"], together["item_table"], atol=1e-4)
+    assert [row["seed"] for row in rows_of(tmp_path / "chunks")] == 8 * [0] + 8 * [1] + 8 * [2]
+
+
+def test_other_versions_are_refused_while_there_is_work_to_do(finished, cache, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    monkeypatch.setattr(experiment.run_folder.jaxneg, "__version__", "99.0")
+    experiment.run(small(cache, num_seeds=2), folder)  # nothing is left to do
+    (folder / "results.csv").unlink()
+    config = small(cache, num_seeds=2)
+    with pytest.raises(InputError, match="begun with other versions: jaxneg was .* and is 99.0.*--extend"):
+        experiment.run(config, folder)
+    experiment.run(config, folder, extend=True)
+    assert "numbers may differ in their last digits" in capsys.readouterr().err
+    same_run(folder, finished)
+    record = json.loads((folder / "config.json").read_text())
+    assert [run["versions"]["jaxneg"] for run in record["continued"]] == ["99.0"]
+
+
+def test_other_data_and_other_checkpoints_are_refused(finished, cache, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    with pytest.raises(InputError, match="data.synthetic.seed was 0 and is 1; fingerprint was"):
+        experiment.run(small(cache, num_seeds=2, data__synthetic__seed=1), folder)
+    for name in ("config.json", "results.csv"):
+        (folder / name).unlink()
+    with pytest.raises(InputError, match="holds a run without its config.json"):
+        experiment.run(small(cache, num_seeds=2), folder)
+    other = tmp_path / "other"
+    other.mkdir()
+    shutil.move(folder / "checkpoints", other / "kept")
+    with pytest.raises(MemoryError), pytest.MonkeyPatch.context() as patched:
+        patched.setattr(experiment, "train_seeds", stop_here)
+        experiment.run(small(cache, num_seeds=2, learning_rate=0.5), other)
+    shutil.move(other / "kept", other / "checkpoints")
+    with pytest.raises(InputError, match="checkpoints of another run .its config differ"):
+        experiment.run(small(cache, num_seeds=2, learning_rate=0.5), other)
+
+
+def test_a_seed_that_diverges_is_frozen_and_reported(cache, tmp_path, monkeypatch, capsys):
+    """Seed 1 gets a weight that makes its loss infinite; the other goes on to what it is without it."""
+    start = experiment.resume
+
+    def spoilt(plan, checkpoints, about):
+        state, progress = start(plan, checkpoints, about)
+        params = state.params | {"item_table": state.params["item_table"].at[1].set(jnp.inf)}
+        return state._replace(params=params), progress
+
+    config = small(cache, num_seeds=2, num_epochs=2, eval_every=1)
+    experiment.run(config, tmp_path / "sound")
+    monkeypatch.setattr(experiment, "resume", spoilt)
+    experiment.run(config, tmp_path / "spoilt")
+    sound, results = (pd.read_csv(tmp_path / name / "results.csv") for name in ("sound", "spoilt"))
+    assert results["status"].tolist() == ["ok", "failed"] and results["failed_step"].tolist()[1] == 0
+    assert results["ndcg@10"][0] == pytest.approx(sound["ndcg@10"][0])
+    losses = {(row["seed"], row["epoch"]): row["loss"] for row in rows_of(tmp_path / "spoilt")}
+    assert losses[1, 1] is None and losses[0, 2] > 0
+    out, err = capsys.readouterr()
+    assert "1 of 2 seeds have status failed" in out
+    before = (tmp_path / "spoilt" / "metrics.jsonl").read_bytes()
+    experiment.run(config, tmp_path / "spoilt")  # a failed seed is done, too
+    assert (tmp_path / "spoilt" / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_run_of_failed_seeds_ends_early_and_debug_finds_the_operation(cache, tmp_path):
+    config = small(cache, num_seeds=2, num_epochs=40, eval_every=2, learning_rate=1e30)
+    experiment.run(config, tmp_path / "run")
+    assert pd.read_csv(tmp_path / "run" / "results.csv")["status"].tolist() == ["failed", "failed"]
+    assert {row["epoch"] for row in rows_of(tmp_path / "run")} == {2}
+    words = r"config.debug: step 2, seed 0 .*: nan generated by primitive: \w+, in .*\.py:\d+"
+    with pytest.raises(InputError, match=words) as found:
+        experiment.run(small(cache, num_seeds=2, learning_rate=1e30, debug=True), tmp_path / "debug")
+    assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize("method", ["adaptive_mixed", "popularity"])
+def test_debug_finds_nothing_in_a_sound_run(cache, tmp_path, method):
+    experiment.run(small(cache, method, num_epochs=1, debug=True), tmp_path)
+    assert pd.read_csv(tmp_path / "results.csv")["status"].tolist() == ["ok"]
+
+
+def test_collapse_is_warned_of_once(cache, tmp_path, capsys):
+    """A learning rate of almost nothing and weights that follow popularity: the same items for all."""
+    start = experiment.resume
+    counts = np.asarray(data.load(experiment.prepare_data(config_lib.resolve(small(cache)))).item_counts)
+
+    def popular(plan, checkpoints, about):
+        state, progress = start(plan, checkpoints, about)
+        encoder = jax.tree.map(jnp.zeros_like, state.params["encoder"])
+        encoder["final_norm"]["offset"] = encoder["final_norm"]["offset"].at[:, 0].set(1)
+        table = jnp.zeros_like(state.params["item_table"]).at[:, :, 0].set(counts)
+        return state._replace(params={"item_table": table, "encoder": encoder}), progress
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(experiment, "resume", popular)
+        experiment.run(small(cache, num_epochs=3, eval_every=1, learning_rate=1e-9), tmp_path)
+    warned = [line for line in capsys.readouterr().err.splitlines() if "collapse" in line]
+    assert len(warned) == 1
+    assert "seed 0, epoch 1" in warned[0] and "100% of the recommendations are the 10 most popular" in warned[0]
 
 
 @pytest.mark.parametrize("method", ["popularity_cohort", "adaptive"])
@@ -186,24 +409,3 @@ def test_bad_input_is_named_and_leaves_nothing(cache, tmp_path, others, words):
         experiment.run(small(cache, **others), tmp_path / "run")
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.slow
-def test_a_process_killed_at_any_moment_goes_on(finished, cache, tmp_path):
-    """SIGKILL at random times until the run comes through."""
-    shutil.rmtree(tmp_path)
-    flags = [f"--config.{name}={value}" for name, value in (SMALL | {"data.cache_dir": cache}).items()]
-    command = [sys.executable, "-m", "jaxneg.main", "--config=configs/quickstart.py:uniform", f"--workdir={tmp_path}",
-               "--config.num_seeds=2", "--config.steps_per_dispatch=1", *flags]  # fmt: skip
-    rng, kills = np.random.default_rng(0), 0
-    while True:
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        try:
-            assert process.wait(timeout=rng.uniform(5, 25) if kills < 5 else None) == 0
-            break
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            kills += 1
-            time.sleep(0.1)
-    assert (tmp_path / "metrics.jsonl").read_bytes() == (finished / "metrics.jsonl").read_bytes()
