@@ -15,6 +15,7 @@ import orbax.checkpoint as ocp
 from jaxneg.errors import InputError
 
 KEEP = 2  # the one before the last is there should the last turn out to be damaged
+FIRST_SECONDS = 1.0  # of training before a process saves for the first time: it may be killed soon
 COST = 20  # the least time between saves, in times of what the last one took
 
 
@@ -26,21 +27,22 @@ class Checkpoints:
     """
 
     def __init__(self, folder: pathlib.Path, least_seconds: float):
-        """`least_seconds`: the least time between two saves, and before the first."""
+        """`least_seconds`: the least time between two saves."""
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax logs all of its work, and each error many times
         options = ocp.CheckpointManagerOptions(max_to_keep=KEEP, cleanup_tmp_directories=True)
         self.folder = folder
         self.seconds = 0.0  # spent on saves so far, in the background too
         self.count = 0
-        self._least_seconds = self._pause = least_seconds
+        self._least_seconds, self._pause = least_seconds, min(least_seconds, FIRST_SECONDS)
         self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
-        self._finished = time.perf_counter()
+        self._finished: float | None = None  # of the last save; before the first, when training began
         self._started: float | None = None  # of the save under way
         self._saved_step: int | None = None
 
     def due(self) -> bool:
-        """Whether it is time to save: none is under way, and the last one is long enough ago."""
+        """Whether it is time to save: none is under way, and the last one (or the first call) is long enough ago."""
         self._look()
+        self._finished = self._finished or time.perf_counter()
         return self._started is None and time.perf_counter() - self._finished > self._pause
 
     def save(self, step: int, tree: Any, about: dict) -> None:

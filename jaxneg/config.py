@@ -84,7 +84,7 @@ FIELDS: dict[str, Field] = {
     "steps_per_dispatch": Field(0, int, _at_least(0), "most training steps of one device program; 0: about 2 seconds"),
     "seeds_per_chunk": Field(0, int, _at_least(0), "seeds that train side by side; 0: as many as memory holds"),
     "checkpoint_seconds": Field(5.0, float, NOT_NEGATIVE,
-                                "least time between checkpoints, which are 20 times what the last took apart"),
+                                "least time between checkpoints; never under 20 times what the last one took"),
     "debug": Field(False, bool, ANY, "check every operation's result, and name the first that is not a number; slow"),
     "num_buckets": Field(4, int, _at_least(1), "pieces of a batch by length, so that few pads are computed; 1: padded"),
     "data.path": Field("", str, ANY, "the raw interaction file (plain, .gz or inside a .zip)"),

@@ -113,9 +113,11 @@ def test_a_bit_that_differs_changes_the_checksum():
 
 
 def test_when_a_save_is_due(tmp_path, monkeypatch):
-    clock = [0.0]
+    clock = [3.0]
     monkeypatch.setattr(checkpoint.time, "perf_counter", lambda: clock[0])
     checkpoints = checkpoint.Checkpoints(tmp_path / "checkpoints", 5.0)
+    clock[0] = 4.0  # the first step is done
+    assert not checkpoints.due()
     clock[0] = 4.9
     assert not checkpoints.due()
     clock[0] = 5.1

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 BUCKET_COST = 0.02  # what one more bucket costs in smaller matrix products, as a share of the padded batch
 
@@ -29,7 +29,7 @@ def choose_buckets(
     grid = np.unique(np.append(np.arange(0, max_len, max(max_len // 48, 1))[1:], max_len)).tolist()
     longer = [float((lengths > length).mean()) for length in grid]
     # need[i]: rows of a sorted batch that have to be longer than grid[i]
-    need = [int(stats.binom.isf(overflow, batch_size, share)) if share else 0 for share in longer]
+    need = [_exceeded_rarely(overflow, batch_size, share) if share else 0 for share in longer]
 
     extra = BUCKET_COST * batch_size * max_len
 
@@ -46,3 +46,9 @@ def choose_buckets(
         return min(options)
 
     return tuple(bucket for bucket in best(len(grid) - 1, num_buckets)[1] if bucket.rows)
+
+
+def _exceeded_rarely(chance: float, number: int, share: float) -> int:
+    """The smallest count that Binomial(number, share) exceeds with this chance at most."""
+    exceeds = special.bdtrc(np.arange(number + 1), number, share)
+    return int(np.argmax(exceeds <= chance))
