@@ -137,11 +137,12 @@ def make_plan(config, folder: pathlib.Path, prepared: data.Prepared) -> Plan:
         config.optimizer.b1, config.optimizer.b2, config.optimizer.epsilon, config.optimizer.tensorflow_epsilon
     )
     steps_per_epoch = max(1, prepared.num_users // config.batch_size)
+    loss_settings = losses.Settings(**{name: config.loss[name] for name in losses.Settings._fields})
     unselected = method.num_candidates - method.num_kept if config.loss.keep_unselected else 0
     step = train.make_step(
         model=model,
         method=method,
-        loss=functools.partial(losses.bce, num_unselected=unselected),
+        loss=losses.make(config.loss.name, num_items, loss_settings, unselected),
         optimizer=adam,
         batch_size=config.batch_size,
         num_items=num_items,
@@ -187,7 +188,8 @@ def make_plan(config, folder: pathlib.Path, prepared: data.Prepared) -> Plan:
 
 def make_buckets(config, dataset: Dataset) -> tuple[buckets.Bucket, ...]:
     """How batches are cut so that few pads are computed; () where every sequence is to be padded to max_len."""
-    alone = config.method == "popularity_cohort" or config.sampler.scope == "position"
+    drawn = config_lib.distributions(config_lib.flatten(config))
+    alone = "popularity_cohort" in drawn or config.sampler.scope == "position"
     if config.loss.count_pads and alone:
         return ()  # a left-out pad would need negatives of its own
     overflow = BUCKET_OVERFLOW / config.num_seeds
@@ -278,7 +280,8 @@ def split_rows(plan: Plan, split: str, ranked, **where) -> list[dict]:
     chosen = plan.splits[split]
     return results.evaluation_rows(
         num_above, num_tied, chosen.cohorts, chosen.cold, exposure, plan.item_counts,
-        ks=tuple(plan.config.eval.ks), split=split, reference=plan.config.eval.empty_balance == 1, **where,
+        ks=tuple(plan.config.eval.ks), split=split, reference=plan.config.eval.empty_balance == 1,
+        opauc_betas=tuple(plan.config.eval.opauc_betas), **where,
     )  # fmt: skip
 
 
@@ -401,7 +404,7 @@ def seed_row(config, metrics: list[dict], progress: Progress) -> dict:
     valid, test = ([row for row in at_best if row["split"] == split] for split in SPLITS)
     diverged = any(row["loss"] is None for row in metrics)
     return results.result_row(
-        valid, test, dataset=config.dataset, method=config.method, status="failed" if diverged else "ok",
+        valid, test, dataset=config.dataset, method=config_lib.label(config), status="failed" if diverged else "ok",
         train_seconds=progress.train_seconds / config.num_seeds,
         extra={"eval_seconds": progress.eval_seconds / config.num_seeds},
     )  # fmt: skip
