@@ -30,7 +30,7 @@ def mrr(num_above: Int[Any, "*cases"], num_tied: Int[Any, "*cases"], k: int) -> 
 
 
 def opauc(
-    num_above: Int[Any, "*cases"], num_tied: Int[Any, "*cases"], num_negatives: int, beta: float
+    num_above: Int[Any, "*cases"], num_tied: Int[Any, "*cases"], num_negatives: int, beta: float | int
 ) -> Float[Any, "*cases"]:
     """Expected OPAUC(beta) of one relevant item: area under the ROC curve for FPR in [0, beta], as a share of beta.
 
