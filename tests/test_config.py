@@ -11,7 +11,7 @@ from jaxneg.data import prepare, raw, synthetic
 from jaxneg.errors import InputError
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
-NAMES = ["quickstart", "ml1m", "ml10m", "beauty", "retailrocket", "interactions"]
+NAMES = ["quickstart", "ml1m", "ml1m_leave_one_out", "ml10m", "beauty", "retailrocket", "interactions"]
 
 # The paper's tuned settings as published: batch, learning rate, and the draws: in-batch/uniform/kept, or one number.
 PAPER = {
@@ -68,7 +68,7 @@ def test_results_name_the_loss_that_is_not_bce():
 def test_every_config_is_valid_with_every_method(name, method):
     resolved = config.resolve(load(name, method))
     assert resolved.method == method
-    assert config.resolve(load(name)).method == "adaptive_mixed"
+    assert config.resolve(load(name)).method == ("uniform" if name == "ml1m_leave_one_out" else "adaptive_mixed")
 
 
 @pytest.mark.parametrize(("name", "column"), [("ml10m", "ml10m"), ("ml1m", "ml10m"), ("beauty", "beauty"),
@@ -115,12 +115,18 @@ def test_field_names_are_those_of_the_parts():
 def test_what_the_data_sets_set():
     loaded = {name: config.resolve(load(name)) for name in NAMES}
     assert {name: c.osf for name, c in loaded.items()} == {
-        "quickstart": math.inf, "ml1m": math.inf, "interactions": math.inf, "ml10m": 30, "beauty": 30,
+        "quickstart": math.inf, "ml1m": math.inf, "ml1m_leave_one_out": math.inf, "interactions": math.inf, "ml10m": 30, "beauty": 30,
         "retailrocket": 30}
     assert [loaded[name].model.max_len for name in ("ml1m", "ml10m", "beauty", "retailrocket", "interactions")] == [
         200, 200, 50, 50, 50]
     set_by_file = {field: loaded["retailrocket"].data[field] for field in prepare.PrepareSettings._fields}
     assert set_by_file == prepare.RETAILROCKET._asdict()
+    leave_one_out = loaded.pop("ml1m_leave_one_out")
+    assert (leave_one_out.data.split, leave_one_out.sampler.scope, leave_one_out.model.max_len) == (
+        "leave_one_out", "batch", 200)
+    assert (leave_one_out.loss.name, leave_one_out.sampler.num_uniform) == ("sampled_softmax", 3000)
+    mixed = config.resolve(load("ml1m_leave_one_out", "mixed")).sampler
+    assert (mixed.num_in_batch, mixed.num_uniform) == (1500, 1500)
     for c in loaded.values():
         assert (c.num_seeds, c.seed, c.reference, c.model.width, c.model.dropout) == (1, 0, False, 50, 0.2)
     assert (loaded["ml10m"].num_epochs, loaded["ml10m"].eval_every) == (201, 25)

@@ -173,7 +173,7 @@ def test_the_release_form_runs(cache, tmp_path, method):
     ("catalogue", {"loss__name": "full_softmax", "loss__chunk": 32}),
 ])  # fmt: skip
 def test_other_samplers_and_losses_run_by_config_and_are_named(cache, tmp_path, method, others):
-    experiment.run(small(cache, method, num_epochs=8, eval__opauc_betas=(0.1, 1), **others), tmp_path)
+    experiment.run(small(cache, method, num_epochs=16, eval__opauc_betas=(0.1, 1), **others), tmp_path)
     row = pd.read_csv(tmp_path / "results.csv").loc[0]
     assert (row["method"], row["status"]) == (f"{method}+{others['loss__name']}", "ok")
     assert row["valid_hr@10"] > pd.read_csv(tmp_path / "baselines.csv")["valid_hr@10"].max()

@@ -14,7 +14,7 @@ ROOT = pathlib.Path(jaxneg.__file__).parent
 
 # From the top down: a module may import those of lower layers only, a package counting as one. `jaxneg` is the version.
 LAYERS = [
-    {"main"},
+    {"main", "opauc"},
     {"experiment"},
     {"config", "writer", "checkpoint", "report", "plots", "results", "tuned", "parallel"},
     {"train", "evaluate"},
