@@ -3,9 +3,9 @@
     python -m jaxneg.main --config=configs/ml1m_leave_one_out.py --workdir=runs/ml1m_leave_one_out \\
         --config.data.path=PATH/ratings.dat
 
-Each user's last item is the test, the one before it the validation; histories are up to 200 items long. Without a method
-it is `uniform`. The paper has no such protocol: the recipe is that of Klenitskiy & Vasilev (RecSys 2023, "Turning Dross
-Into Gold Loss"). Not to be set beside the results of the temporal split.
+Each user's last item is the test, the one before it the validation; histories are up to 200 items long. Without a
+method it is `uniform`. The paper has no such protocol; the recipe is that of Klenitskiy & Vasilev (RecSys 2023,
+"Turning Dross Into Gold Loss"). Not to be set beside the results of the temporal split.
 Duration: not measured by us.
 Expected result: not measured by us.
 """

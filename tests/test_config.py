@@ -115,8 +115,8 @@ def test_field_names_are_those_of_the_parts():
 def test_what_the_data_sets_set():
     loaded = {name: config.resolve(load(name)) for name in NAMES}
     assert {name: c.osf for name, c in loaded.items()} == {
-        "quickstart": math.inf, "ml1m": math.inf, "ml1m_leave_one_out": math.inf, "interactions": math.inf, "ml10m": 30, "beauty": 30,
-        "retailrocket": 30}
+        "quickstart": math.inf, "ml1m": math.inf, "ml1m_leave_one_out": math.inf, "interactions": math.inf,
+        "ml10m": 30, "beauty": 30, "retailrocket": 30}
     assert [loaded[name].model.max_len for name in ("ml1m", "ml10m", "beauty", "retailrocket", "interactions")] == [
         200, 200, 50, 50, 50]
     set_by_file = {field: loaded["retailrocket"].data[field] for field in prepare.PrepareSettings._fields}
