@@ -23,8 +23,32 @@ METHODS = {
     "mixed": "in-batch and uniform together (MNS)",
     "adaptive": "the hardest of a uniform pool, by the model's own scores (ANS)",
     "adaptive_mixed": "the hardest of a mixed pool (AMNS); used where no method is named",
+    "dns": "DNS(M, N): the M hardest of N (num_kept of the pool), or one of them at random",
+    "softmax_hard": "Softmax-v(rho, N): drawn from the pool the likelier, the harder; rho says how much",
+    "catalogue": "no draws: every item is a negative; for loss full_softmax",
 }
 DEFAULT_METHOD = "adaptive_mixed"
+BY_SCORE = ("adaptive", "adaptive_mixed", "dns", "softmax_hard")  # they keep num_kept of what is drawn
+
+LOSSES = {
+    "bce": "binary cross-entropy; the paper's",
+    "gbce": "BCE that is calibrated for many uniform negatives (gSASRec)",
+    "bpr": "pairs of the positive and each negative; what dns and softmax_hard are meant for",
+    "bpr_max": "pairs, weighted by the softmax of the negatives",
+    "top1_max": "relative ranks, weighted in the same way",
+    "sampled_softmax": "cross-entropy among the negatives, each corrected by log q",
+    "infonce": "cross-entropy among the negatives as they come, with a temperature",
+    "full_softmax": "cross-entropy among all items; for method catalogue",
+}
+TWO_TERMS = ("bce", "gbce")  # losses in which the negatives are a term of their own
+
+DISTRIBUTIONS = {  # what a pool or a mixture is made of, and the field that counts its candidates
+    "uniform": "sampler.num_uniform",
+    "in_batch": "sampler.num_in_batch",
+    "popularity": "sampler.num_popularity",
+    "inverse_popularity": "sampler.num_popularity",
+    "popularity_cohort": "sampler.num_popularity",
+}
 
 DATA_FORMATS = ("auto", "movielens_dat", "movielens_csv", "movielens_100k", "amazon", "amazon_csv", "retailrocket",
                 "table", "parquet", "synthetic")
@@ -67,6 +91,10 @@ POSITIVE = Rule("finite and above 0", lambda value: math.isfinite(value) and val
 NOT_NEGATIVE = Rule("finite and 0 or more", lambda value: math.isfinite(value) and value >= 0)
 FRACTION = Rule("above 0 and below 1", lambda value: 0 < value < 1)
 BELOW_ONE = Rule("0 or more and below 1", lambda value: 0 <= value < 1)
+SHARES = Rule("numbers above 0, at most 1, as in (0.01, 0.1)",
+              lambda values: all(_is_number(value) and 0 < value <= 1 for value in values))
+PARTS = Rule("some of " + ", ".join(DISTRIBUTIONS) + ", each once, as in ('in_batch', 'uniform')",
+             lambda values: 0 < len(values) == len(set(values)) and all(value in DISTRIBUTIONS for value in values))
 POSITIVE_INTS = _each("whole numbers of 1 or more, as in (5, 10)", lambda value: type(value) is int and value >= 1)
 
 FIELDS: dict[str, Field] = {
@@ -109,16 +137,22 @@ FIELDS: dict[str, Field] = {
     "data.synthetic.num_users": Field(2_000, int, _at_least(1), "its users"),
     "data.synthetic.num_items": Field(1_000, int, _at_least(2), "its items"),
     "data.synthetic.seed": Field(0, int, _at_least(0), "its seed"),
-    "sampler.num_in_batch": Field(10, int, _at_least(0), "in-batch negatives (in_batch, mixed, adaptive_mixed)"),
-    "sampler.num_uniform": Field(100, int, _at_least(0), "uniform negatives (uniform, mixed, and the adaptive ones)"),
+    "sampler.num_in_batch": Field(10, int, _at_least(0), "in-batch negatives, where a method draws any"),
+    "sampler.num_uniform": Field(100, int, _at_least(0), "uniform negatives, where a method draws any"),
     "sampler.num_popularity": Field(50, int, _at_least(0),
                                     "negatives of popularity, inverse_popularity and popularity_cohort"),
-    "sampler.num_kept": Field(5, int, _at_least(1), "hardest candidates kept (adaptive, adaptive_mixed)"),
+    "sampler.num_kept": Field(5, int, _at_least(1),
+                              "candidates kept (adaptive, adaptive_mixed, softmax_hard); M of dns"),
     "sampler.scope": Field("sequence", str, _one_of("sequence", "position", "batch"),
                            "who shares one set of negatives: a sequence's positions, nobody, or the batch"),
-    "sampler.pool": Field(None, str, _one_of("uniform", "in_batch", "popularity"), "what adaptive draws its pool from"),
+    "sampler.pool": Field(None, str, _one_of(*DISTRIBUTIONS, "mixed"),
+                          "what adaptive, dns and softmax_hard choose from"),
+    "sampler.mixture": Field(("in_batch", "uniform"), tuple, PARTS, "what the mixed pools are made of, side by side"),
     "sampler.mixed_exclude": Field(None, str, _one_of("history", "targets"),
                                    "what the uniform part of a mixed pool leaves out"),
+    "sampler.dns_form": Field("average", str, _one_of("average", "random_one"),
+                              "dns keeps the top M, or one of them at random"),
+    "sampler.rho": Field(0.5, float, NOT_NEGATIVE, "hardness of softmax_hard; 0: all of the pool alike"),
     "sampler.exponent": Field(1.0, float, NOT_NEGATIVE, "popularity draws by frequency to this power"),
     "model.width": Field(50, int, _at_least(1), "width of the embeddings and of every layer"),
     "model.num_blocks": Field(2, int, _at_least(1), "transformer blocks"),
@@ -129,11 +163,19 @@ FIELDS: dict[str, Field] = {
     "optimizer.b2": Field(0.98, float, BELOW_ONE, "Adam's decay of the variance"),
     "optimizer.epsilon": Field(1e-8, float, POSITIVE, "Adam's epsilon"),
     "optimizer.tensorflow_epsilon": Field(None, bool, ANY, "epsilon without bias correction, as in TensorFlow 1"),
-    "loss.name": Field("bce", str, _one_of("bce"), "binary cross-entropy"),
-    "loss.negative_weight": Field(1.0, float, NOT_NEGATIVE, "weight of the negatives' mean"),
+    "loss.name": Field("bce", str, _one_of(*LOSSES), "the loss (the list above)"),
+    "loss.negative_weight": Field(1.0, float, NOT_NEGATIVE, "weight of the negatives' term (bce, gbce)"),
+    "loss.negative_reduction": Field("auto", str, _one_of("auto", "mean", "sum"),
+                                     "how bce and gbce join their negatives; auto: mean, and sum for gbce"),
+    "loss.calibration": Field(0.75, float, Rule("from 0 to 1", lambda value: 0 <= value <= 1),
+                              "gbce's t; 0: plain bce"),
+    "loss.score_penalty": Field(1.0, float, NOT_NEGATIVE, "weight of the squared scores (bpr_max)"),
+    "loss.temperature": Field(1.0, float, POSITIVE, "infonce divides its scores by it"),
+    "loss.chunk": Field(1024, int, _at_least(1), "items that full_softmax scores at a time: memory against speed"),
     "loss.count_pads": Field(None, bool, ANY, "padded positions join the means"),
     "loss.keep_unselected": Field(None, bool, ANY, "candidates that were not kept join the mean as constants"),
     "eval.ks": Field((10,), tuple, POSITIVE_INTS, "the K of HR@K and its kin; 10 always joins them"),
+    "eval.opauc_betas": Field((), tuple, SHARES, "columns opauc@beta: AUC up to these false positive rates; 1: AUC"),
     "eval.filter_seen": Field(False, bool, ANY, "leave a user's earlier items out of the ranking"),
     "eval.rolling_history": Field(False, bool, ANY, "a test user's earlier test items join the history"),
     "eval.memory_mb": Field(256, int, _at_least(1), "bound on the scores held at once"),
@@ -245,13 +287,20 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def num_candidates(values: Mapping[str, Any]) -> dict[str, int]:
-    """The sampler fields that the method of a flat config uses, with their values; their sum is its pool."""
+def distributions(values: Mapping[str, Any]) -> tuple[str, ...]:
+    """The distributions that the method of a flat config draws from, side by side; none for catalogue."""
     pool = values["sampler.pool"] or BY_REFERENCE["sampler.pool"][values["reference"]]
-    used = {"in_batch": ("in_batch",), "uniform": ("uniform",), "mixed": ("in_batch", "uniform"),
-            "adaptive": (pool,), "adaptive_mixed": ("in_batch", "uniform")}
-    names = [f"sampler.num_{part}" for part in used.get(values["method"], ("popularity",))]
-    return {name: values[name] for name in names}
+    method = values["method"]
+    if method == "catalogue":
+        return ()
+    if method in ("mixed", "adaptive_mixed") or (method in BY_SCORE and pool == "mixed"):
+        return values["sampler.mixture"]
+    return (pool,) if method in BY_SCORE else (method,)
+
+
+def label(config: Mapping[str, Any]) -> str:
+    """How results name a run: the method, and the loss where it is not bce, so that tables keep them apart."""
+    return config["method"] if config["loss"]["name"] == "bce" else f"{config['method']}+{config['loss']['name']}"
 
 
 def _fits(value: Any, field: Field) -> bool:
@@ -267,18 +316,41 @@ def _fits(value: Any, field: Field) -> bool:
 def _conflicts(values: Mapping[str, Any]) -> list[str]:
     """Fields that are right alone and wrong together."""
     wrong = []
-    drawn = num_candidates(values)
-    pool = sum(drawn.values())
+    drawn = [DISTRIBUTIONS[part] for part in distributions(values)]
+    pool = sum(values[name] for name in drawn)
     width, heads, kept = values["model.width"], values["model.num_heads"], values["sampler.num_kept"]
     if width % heads:
         wrong.append(f"config.model.num_heads={heads} must divide config.model.width={width}")
     wrong += [f"config.{name}=0 leaves method {values['method']} without negatives: 1 or more"
-              for name, number in drawn.items() if number == 0]
-    if values["method"].startswith("adaptive") and kept > pool:
-        sizes = " + ".join(f"config.{name}={number}" for name, number in drawn.items())
+              for name in drawn if values[name] == 0]
+    if values["method"] in BY_SCORE and kept > pool:
+        sizes = " + ".join(f"config.{name}={values[name]}" for name in drawn)
         wrong.append(f"config.sampler.num_kept={kept} is more than the pool of {pool} ({sizes}): keep {pool} or fewer")
     if values["data.test_fraction"] + values["data.valid_fraction"] >= 1:
         wrong.append("config.data.test_fraction + config.data.valid_fraction must be below 1")
+    return wrong + _loss_conflicts(values)
+
+
+def _loss_conflicts(values: Mapping[str, Any]) -> list[str]:
+    """Why this loss can not go with this sampler, or with these settings."""
+    loss, method, wrong = values["loss.name"], values["method"], []
+    count_pads, keep_unselected = (
+        BY_REFERENCE[name][values["reference"]] if values[name] is None else values[name]
+        for name in ("loss.count_pads", "loss.keep_unselected"))
+    if (loss == "full_softmax") != (method == "catalogue"):
+        wrong.append(f"config.loss.name={loss} can not go with method {method}: full_softmax scores every item and "
+                     "catalogue draws none, so they go with each other only")
+    if loss == "full_softmax" and count_pads:
+        wrong.append("config.loss.count_pads=True can not go with full_softmax: a pad is no item of the catalogue")
+    if loss == "sampled_softmax" and method in BY_SCORE:
+        wrong.append(f"config.loss.name=sampled_softmax needs each negative's probability, and what {method} chooses "
+                     "by its score has none that is known: use infonce")
+    if loss != "bce" and keep_unselected:
+        wrong.append(f"config.loss.keep_unselected=True is a form of bce only: set it false for {loss}")
+    for name in ("loss.negative_weight", "loss.negative_reduction"):
+        if loss not in TWO_TERMS and values[name] != FIELDS[name].default:
+            wrong.append(f"config.{name}={values[name]!r} needs a loss whose negatives are a term of their own: "
+                         f"{' or '.join(TWO_TERMS)}, not {loss}")
     return wrong
 
 

@@ -111,7 +111,8 @@ def split_rows(plan: Plan, split: str, ranked, **where) -> list[dict]:
     chosen = plan.splits[split]
     return results.evaluation_rows(
         num_above, num_tied, chosen.cohorts, chosen.cold, exposure, plan.item_counts,
-        ks=tuple(plan.config.eval.ks), split=split, reference=plan.config.eval.empty_balance == 1, **where,
+        ks=tuple(plan.config.eval.ks), split=split, reference=plan.config.eval.empty_balance == 1,
+        opauc_betas=tuple(plan.config.eval.opauc_betas), **where,
     )  # fmt: skip
 
 
@@ -329,7 +330,7 @@ def seed_row(config, metrics: list[dict], progress: Progress, failed_step: int) 
     valid, test = ([row for row in at_best if row["split"] == split] for split in SPLITS)
     failed = failed_step != train.NOT_FAILED
     return results.result_row(
-        valid, test, dataset=config.dataset, method=config.method, status="failed" if failed else "ok",
+        valid, test, dataset=config.dataset, method=config_lib.label(config), status="failed" if failed else "ok",
         train_seconds=progress.train_seconds / len(progress.best_valid),
         extra={"eval_seconds": progress.eval_seconds / len(progress.best_valid),
                "failed_step": failed_step if failed else None},

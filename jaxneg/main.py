@@ -119,11 +119,14 @@ def usage() -> str:
             lines.append(f"  {file.stem:<14}{about}")
     lines.append("\nmethods, after the colon or as --config.method:")
     lines += [f"  {name:<20}{text}" for name, text in config_lib.METHODS.items()]
+    lines.append("\nlosses, as --config.loss.name:")
+    lines += [f"  {name:<20}{text}" for name, text in config_lib.LOSSES.items()]
     lines.append("\nfields, as --config.FIELD=VALUE (defaults; a config file may set others):")
     for name, field in config_lib.FIELDS.items():
         default = "as reference" if field.default is None else repr(field.default)
-        choices = f" ({field.rule.text})" if field.kind is str and field.rule is not config_lib.ANY else ""
-        lines.append(f"  {f'{name}={default}':<40} {field.text}{choices if name != 'method' else ''}")
+        listed = field.kind is str and field.rule is not config_lib.ANY and name not in ("method", "loss.name")
+        choices = f" ({field.rule.text})" if listed else ""
+        lines.append(f"  {f'{name}={default}':<40} {field.text}{choices}")
     return "\n".join(lines)
 
 

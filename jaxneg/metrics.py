@@ -30,6 +30,23 @@ def mrr(num_above: Int[Any, "*cases"], num_tied: Int[Any, "*cases"], k: int) -> 
     return _expected_gain(num_above, num_tied, 1 / np.arange(1, k + 1))
 
 
+def opauc(
+    num_above: Int[Any, "*cases"], num_tied: Int[Any, "*cases"], num_negatives: int, beta: float | int
+) -> Float[Any, "*cases"]:
+    """Expected OPAUC(beta) of one relevant item: area under the ROC curve for FPR in [0, beta], as a share of beta.
+
+    Of `num_negatives` other items, `num_above` are above the target: its true positive rate is 1 from an FPR of
+    num_above / num_negatives on, so OPAUC is max(0, 1 - num_above / (beta * num_negatives)). 1 is a target above all,
+    and beta = 1 is AUC (Shi et al., WWW 2023, arXiv 2302.03472). Items left out of a ranking count as below.
+    """
+    reach = beta * num_negatives
+    first = np.asarray(num_above).astype(np.float64)
+    last = np.minimum(first + np.asarray(num_tied), np.maximum(np.ceil(reach) - 1, 0))  # the last rank with any area
+    count = np.maximum(last - first + 1, 0)
+    area = count * (1 - (first + last) / 2 / np.maximum(reach, 1e-300))  # of an arithmetic series
+    return area / (np.asarray(num_tied) + 1)
+
+
 def _expected_gain(num_above, num_tied, gains: np.ndarray) -> np.ndarray:
     """Mean of gains[rank] over the tied ranks: a difference of prefix sums; 0 from len(gains) on."""
     k = len(gains)

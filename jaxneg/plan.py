@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxneg import config as config_lib
 from jaxneg import evaluate, losses, memory, optimizer, parallel, run_folder, samplers, train
 from jaxneg.data import buckets
 from jaxneg.data import dataset as data
@@ -117,11 +118,12 @@ def make_plan(config, folder: pathlib.Path, prepared: data.Prepared, seeds: rang
         config.optimizer.b1, config.optimizer.b2, config.optimizer.epsilon, config.optimizer.tensorflow_epsilon
     )
     steps_per_epoch = max(1, prepared.num_users // config.batch_size)
+    loss_settings = losses.Settings(**{name: config.loss[name] for name in losses.Settings._fields})
     unselected = method.num_candidates - method.num_kept if config.loss.keep_unselected else 0
     step = train.make_step(
         model=model,
         method=method,
-        loss=functools.partial(losses.bce, num_unselected=unselected),
+        loss=losses.make(config.loss.name, num_items, loss_settings, unselected),
         optimizer=adam,
         batch_size=config.batch_size,
         num_items=num_items,
@@ -168,7 +170,8 @@ def make_plan(config, folder: pathlib.Path, prepared: data.Prepared, seeds: rang
 
 def make_buckets(config, dataset: Dataset, num_seeds: int) -> tuple[buckets.Bucket, ...]:
     """How batches are cut so that few pads are computed; () where every sequence is to be padded to max_len."""
-    alone = config.method == "popularity_cohort" or config.sampler.scope == "position"
+    drawn = config_lib.distributions(config_lib.flatten(config))
+    alone = "popularity_cohort" in drawn or config.sampler.scope == "position"
     if config.loss.count_pads and alone:
         return ()  # a left-out pad would need negatives of its own
     overflow = BUCKET_OVERFLOW / num_seeds

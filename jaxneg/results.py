@@ -48,15 +48,16 @@ def evaluation_rows(
     seed: int,
     split: str,
     reference: bool = False,
+    opauc_betas: Sequence[float] = (),
     extra: Mapping | None = None,
 ) -> list[dict]:
     """One evaluation of one seed on one split, as four rows: cohort = all, head, mid and tail.
 
     num_above, num_tied int [C] (see `metrics`); case_cohorts [C]: the target's cohort, 0 head, 1 mid, 2 tail;
     case_cold bool [C]: the target has no training row; exposure int [len(ks), V + 1]; item_counts [V + 1]:
-    how popular each item is in training. `ks` is as `metric_ks` gives it. Every row has hr@K, ndcg@K and
-    mrr@K, NaN for a cohort without cases; the row of all cases adds Balance, exposure, and what cold targets
-    change. `extra` is copied into each row.
+    how popular each item is in training. `ks` is as `metric_ks` gives it. Every row has hr@K, ndcg@K,
+    mrr@K, and opauc@beta for each of `opauc_betas`, NaN for a cohort without cases; the row of all cases adds Balance,
+    exposure, and what cold targets change. `extra` is copied into each row.
     """
     if tuple(ks) != metric_ks(ks) or len(exposure) != len(ks):
         raise ValueError(f"ks must be metric_ks(...), each with a line of exposure: {ks}, {len(exposure)}")
@@ -65,6 +66,8 @@ def evaluation_rows(
     per_case = {f"hr@{k}": metrics.hit_rate(num_above, num_tied, k) for k in ks}
     per_case |= {f"ndcg@{k}": metrics.ndcg(num_above, num_tied, k) for k in ks}
     per_case |= {f"mrr@{k}": metrics.mrr(num_above, num_tied, k) for k in ks}
+    num_others = len(item_counts) - 2  # all items but the pad and the target
+    per_case |= {f"opauc@{beta:g}": metrics.opauc(num_above, num_tied, num_others, beta) for beta in opauc_betas}
     chosen = {"all": np.ones(len(num_above), dtype=bool)}
     chosen |= {cohort: case_cohorts == index for index, cohort in enumerate(COHORTS)}
 

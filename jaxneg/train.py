@@ -107,7 +107,8 @@ def make_step(
     """The training step of one seed: pure, and the same whatever the buckets.
 
     Args:
-      loss: (positive_scores, Negatives, negative_weight=...) -> one value per position.
+      loss: (positive_scores, Negatives, negative_weight=...) -> one value per position; for a method that draws
+        nothing (hidden, item_table, targets) -> the same, over the whole catalogue.
       history_size: H, at least the longest history of the dataset.
       buckets: how to cut a batch so that few pads are computed (see `jaxneg.data.buckets`); (): not at all.
       pool_size: number of distinct batches that the run sees, or None (see `pooled_keys`).
@@ -176,23 +177,26 @@ def batch_loss(
     encode = functools.partial(model.apply, {"params": params["encoder"]})
     total, count = jnp.zeros(()), jnp.zeros(())
 
-    def values(hidden, targets, negative_rows, offered: Candidates):
+    def values(hidden, piece: Piece, targets, negative_rows):
+        if method.num_candidates == 0:
+            return loss(hidden, params["item_table"], piece.targets)
+        offered, selector_key = piece.candidates, jax.random.fold_in(keys.selector, piece.first_row)
         negatives = Negatives(offered.item_ids, sasrec.dot(hidden, negative_rows), offered.log_q, offered.mask)
         positive_scores = jnp.sum(hidden * targets, axis=-1)
-        chosen = method.selector(keys.selector, negatives)
+        chosen = method.selector(selector_key, negatives, positive_scores)
         return loss(positive_scores, chosen, negative_weight=hyper.negative_weight)
 
     for piece in pieces:
         inputs, targets, negative_rows = next(rows), next(rows), next(rows)
         hidden = encode(inputs, piece.inputs > 0, hyper.dropout, keys.dropout, piece.first_row)
         counted = jnp.ones_like(piece.targets, bool) if count_pads else piece.targets > 0
-        total += jnp.sum(jnp.where(counted, values(hidden, targets, negative_rows, piece.candidates), 0))
+        total += jnp.sum(jnp.where(counted, values(hidden, piece, targets, negative_rows), 0))
         count += jnp.sum(counted)
         num_cut = model.max_len - piece.inputs.shape[1]
         if count_pads and num_cut:
             nothing = jnp.zeros_like(inputs[:, :1])
             at_pad = encode(nothing, jnp.zeros(nothing.shape[:2], bool))
-            total += num_cut * jnp.sum(values(at_pad, nothing, negative_rows, piece.candidates))
+            total += num_cut * jnp.sum(values(at_pad, piece, nothing, negative_rows))
             count += num_cut * inputs.shape[0]
     return total / jnp.maximum(count, 1)
 

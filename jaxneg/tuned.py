@@ -1,7 +1,8 @@
 """Settings per method: the paper's tuned table (arXiv 2410.17276), and defaults for other data.
 
 One column per data set, {method: {config field: value}}; `configs/` applies them. The paper gives no row for
-inverse_popularity and popularity_cohort: they take popularity's.
+inverse_popularity and popularity_cohort: they take popularity's. dns and softmax_hard, which it does not have, take
+adaptive's, and catalogue the default batch size and learning rate, with the one loss that it goes with.
 """
 
 from typing import Any
@@ -13,7 +14,9 @@ def _row(batch_size: int, learning_rate: float, **numbers: int) -> dict[str, Any
 
 
 def _column(rows: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    return rows | {method: rows["popularity"] for method in ("inverse_popularity", "popularity_cohort")}
+    others = {method: rows["popularity"] for method in ("inverse_popularity", "popularity_cohort")}
+    others |= {method: rows["adaptive"] for method in ("dns", "softmax_hard")}
+    return rows | others | {"catalogue": _row(128, 1e-3) | {"loss.name": "full_softmax"}}
 
 
 # adaptive names its pool's size twice, because `sampler.pool` chooses which of the two is drawn.

@@ -390,6 +390,22 @@ def test_the_release_form_runs(cache, tmp_path, method):
     assert pd.read_csv(tmp_path / "results.csv")["status"].tolist() == ["ok"]
 
 
+@pytest.mark.parametrize("method, others", [
+    ("dns", {"loss__name": "bpr", "sampler__dns_form": "random_one", "sampler__pool": "mixed"}),
+    ("mixed", {"loss__name": "sampled_softmax", "sampler__mixture": ("uniform", "popularity", "popularity_cohort")}),
+    ("catalogue", {"loss__name": "full_softmax", "loss__chunk": 32}),
+])  # fmt: skip
+def test_other_samplers_and_losses_run_by_config_and_are_named(cache, tmp_path, method, others):
+    experiment.run(small(cache, method, num_epochs=16, eval__opauc_betas=(0.1, 1), **others), tmp_path)
+    row = pd.read_csv(tmp_path / "results.csv").loc[0]
+    assert (row["method"], row["status"]) == (f"{method}+{others['loss__name']}", "ok")
+    assert row["valid_hr@10"] > pd.read_csv(tmp_path / "baselines.csv")["valid_hr@10"].max()
+    cases = np.load(tmp_path / "cases.npz", allow_pickle=False)
+    others_in_catalogue = json.loads((tmp_path / "config.json").read_text())["data"]["num_items"] - 1
+    auc = 1 - (cases["num_above"][0] + cases["num_tied"][0] / 2) / others_in_catalogue
+    assert row["opauc@1"] == pytest.approx(auc.mean()) and 0 < row["opauc@0.1"] < row["opauc@1"]
+
+
 def test_seen_items_filtered_and_rolling_histories(cache, finished, tmp_path):
     config = small(cache, num_seeds=2, eval__filter_seen=True, eval__rolling_history=True)
     experiment.run(config, tmp_path)

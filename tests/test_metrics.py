@@ -81,6 +81,28 @@ def test_hand_worked_ranks_of_any_shape_numpy_or_jax():
         np.testing.assert_array_equal(on_device, metric(above, tied, 10))
 
 
+@pytest.mark.parametrize("beta", [0.013, 0.05, 0.1, 0.5, 1.0])
+def test_opauc_is_the_area_under_the_curve(beta):
+    """One positive among 40 negatives: the ROC curve of every order of the ties, by steps."""
+    rng = np.random.default_rng(0)
+    above, tied = rng.integers(0, 41, 200), rng.integers(0, 6, 200)
+    tied = np.minimum(tied, 40 - above)
+    grid = (np.arange(200_000) + 0.5) / 200_000 * beta  # false positive rates
+    expected = []
+    for first, more in zip(above, tied, strict=True):
+        expected.append(np.mean([(grid > rank / 40).mean() for rank in range(first, first + more + 1)]))
+    np.testing.assert_allclose(metrics.opauc(above, tied, 40, beta), expected, atol=2e-5)
+    if beta == 1:
+        np.testing.assert_allclose(metrics.opauc(above, tied, 40, 1), 1 - (above + tied / 2) / 40, atol=1e-12)
+
+
+def test_opauc_by_hand():
+    """Of the first ten of 100 negatives three are above the target: 0.7; beyond the tenth it is 0."""
+    np.testing.assert_allclose(metrics.opauc(np.int32([0, 3, 9, 10, 99]), np.zeros(5, np.int32), 100, 0.1),
+                               [1, 0.7, 0.1, 0, 0], atol=1e-12)  # fmt: skip
+    np.testing.assert_allclose(metrics.opauc(np.int32([8]), np.int32([3]), 100, 0.1), [(0.2 + 0.1) / 4], atol=1e-12)
+
+
 def test_gini_by_its_definition():
     values = np.random.default_rng(0).gamma(0.3, size=(4, 200))
     differences = np.abs(values[:, :, None] - values[:, None, :]).sum(axis=(1, 2))

@@ -31,15 +31,16 @@ def advance_alone(step):
     return jax.jit(advance)
 
 
-def parts(prepared, method="uniform", max_len=6, **others):
-    """(init, step, tables, dataset) of a small run."""
+def parts(prepared, method="uniform", max_len=6, loss=None, **others):
+    """(init, step, tables, dataset) of a small run; the loss is bce, and full_softmax for the method it goes with."""
+    loss = loss or ("full_softmax" if method == "catalogue" else "bce")
     settings = samplers.Settings(num_in_batch=3, num_uniform=3, num_popularity=3, num_kept=2)
     chosen = samplers.make(method, prepared.num_items, settings)
     model, adam = sasrec.SASRec(1, 1, 8, max_len), optimizer.adam()
     dataset = data.training_set(prepared)
     step = train.make_step(
-        model=model, method=chosen, loss=losses.bce, optimizer=adam, batch_size=16, num_items=prepared.num_items,
-        history_size=data.longest_history(dataset), **others,
+        model=model, method=chosen, loss=losses.make(loss, prepared.num_items), optimizer=adam, batch_size=16,
+        num_items=prepared.num_items, history_size=data.longest_history(dataset), **others,
     )  # fmt: skip
     init = functools.partial(train.init_state, model=model, num_items=prepared.num_items, optimizer=adam)
     tables = chosen.proposal.init(np.asarray(prepared.item_counts))
@@ -57,6 +58,19 @@ def test_every_method_learns(prepared, method):
     assert int(state.step) == 100
     assert state.loss_sum / 10 < first - 0.01
     assert not np.any(np.asarray(state.params["item_table"])[0])  # the pad's row never moves
+
+
+@pytest.mark.parametrize("loss, method", [("gbce", "popularity"), ("bpr", "dns"), ("bpr_max", "softmax_hard"),
+                                          ("top1_max", "in_batch"), ("sampled_softmax", "mixed"),
+                                          ("infonce", "adaptive_mixed")])
+def test_every_loss_learns(prepared, loss, method):
+    init, step, tables, dataset = parts(prepared, method, loss=loss)
+    advance = advance_alone(step)
+    state = advance(10, init(jax.random.key(0), HYPER), tables, dataset)
+    first = state.loss_sum / 10
+    state = advance(10, advance(60, state, tables, dataset)._replace(loss_sum=jnp.zeros(())), tables, dataset)
+    assert state.loss_sum / 10 < first - 0.01
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
 
 
 def test_the_split_of_steps_into_dispatches_changes_nothing(prepared):
@@ -137,6 +151,7 @@ SHARED_NEGATIVES = ("uniform", "in_batch", "adaptive_mixed")
 
 @pytest.mark.parametrize("method, count_pads", [
     *((method, pads) for method in SHARED_NEGATIVES for pads in (False, True)), ("popularity_cohort", False),
+    ("catalogue", False),
 ])  # fmt: skip
 def test_buckets_give_what_the_padded_batch_gives(prepared, method, count_pads):
     init, step, tables, dataset = parts(prepared, method, count_pads=count_pads, max_len=40, buckets=CUT)

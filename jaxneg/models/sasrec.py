@@ -227,7 +227,7 @@ def lookup_all(item_table: Float[Array, "rows D"], wanted: Sequence[Int[Array, "
     """`lookup` of several arrays of ids in one gather, so that the gradient is one scatter."""
     rows = lookup(item_table, jnp.concatenate([ids.reshape(-1) for ids in wanted]))
     ends = np.cumsum([ids.size for ids in wanted])[:-1]
-    return [part.reshape(*ids.shape, -1) for part, ids in zip(jnp.split(rows, ends), wanted, strict=True)]
+    return [part.reshape(*ids.shape, rows.shape[1]) for part, ids in zip(jnp.split(rows, ends), wanted, strict=True)]
 
 
 def dot(hidden: Float[Array, "B L D"], rows: Float[Array, "#B #L N D"]) -> Float[Array, "B L N"]:

@@ -16,7 +16,8 @@ distinct items, ascending, padded with V + 1:
 >>> candidates.item_ids.shape, bool((candidates.item_ids > 3).all()), bool(candidates.mask.all())
 ((1, 1, 4), True, True)
 
-Score them, and let the selector choose: `method.selector(key, Negatives(item_ids, scores, log_q, mask))`.
+Score them, and let the selector choose: `method.selector(key, Negatives(item_ids, scores, log_q, mask),
+positive_scores)`.
 A new sampler is one function, one row in PROPOSALS or SELECTORS, and one in METHODS.
 """
 
@@ -26,6 +27,7 @@ from typing import NamedTuple
 from jaxneg.errors import InputError
 from jaxneg.samplers import select
 from jaxneg.samplers.base import SCOPES, Method, Proposal, check_scope
+from jaxneg.samplers.catalogue import catalogue
 from jaxneg.samplers.cohort import cohort
 from jaxneg.samplers.combine import concatenate
 from jaxneg.samplers.in_batch import in_batch
@@ -33,6 +35,7 @@ from jaxneg.samplers.uniform import uniform
 from jaxneg.samplers.weighted import weighted
 
 __all__ = [
+    "DNS_FORMS",
     "METHODS",
     "POOLS",
     "PROPOSALS",
@@ -41,6 +44,7 @@ __all__ = [
     "Method",
     "Proposal",
     "Settings",
+    "catalogue",
     "cohort",
     "concatenate",
     "in_batch",
@@ -57,10 +61,13 @@ class Settings(NamedTuple):
     num_in_batch: int = 50  # candidates per place from each distribution
     num_uniform: int = 50
     num_popularity: int = 50  # for popularity, inverse_popularity and popularity_cohort
-    num_kept: int = 5  # K of the adaptive methods
+    num_kept: int = 5  # K of the methods that choose by score; M of DNS(M, N)
     scope: str = "sequence"  # or "position" (always so for popularity_cohort), or "batch"
-    pool: str = "uniform"  # what `adaptive` chooses from; the released code: "in_batch"
+    pool: str = "uniform"  # what adaptive, dns and softmax_hard choose from; "mixed": the mixture
+    mixture: tuple[str, ...] = ("in_batch", "uniform")  # what the mixed pools are made of, side by side
     mixed_exclude: str = "history"  # around what the mixed pools draw uniformly; the released code: "targets"
+    dns_form: str = "average"  # dns keeps the top M; "random_one": one of them at random
+    rho: float = 0.5  # hardness of softmax_hard
     exponent: float = 1.0  # popularity ~ frequency ** exponent
 
 
@@ -104,51 +111,83 @@ PROPOSALS = {
     "in_batch": Source(_in_batch, "num_in_batch"),
 }
 
-SELECTORS = {
-    "all": lambda settings: select.all,
-    "top_k": lambda settings: select.top_k(settings.num_kept),
+DNS_FORMS = {
+    "average": lambda settings: (select.top_k(settings.num_kept), settings.num_kept),
+    "random_one": lambda settings: (select.random_of_top(settings.num_kept), 1),
 }
 
-POOLS = ("uniform", "in_batch", "popularity")  # what `adaptive` may choose from
+# name -> settings -> (selector, K); "all" keeps the N that it is given
+SELECTORS = {
+    "all": lambda settings: (select.all, None),
+    "top_k": DNS_FORMS["average"],
+    "dns": lambda settings: DNS_FORMS[settings.dns_form](settings),
+    "softmax": lambda settings: (select.softmax(settings.num_kept, settings.rho), settings.num_kept),
+}
 
-# method -> (its proposals, side by side; None: the setting `pool` names it), its selector
+POOLS = ("uniform", "in_batch", "popularity", "inverse_popularity", "popularity_cohort", "mixed")
+PARTS = POOLS[:-1]  # of a mixture
+
+POOL, MIXTURE = ("pool",), ("mixture",)  # the proposals that a setting names
+# method -> (its proposals, side by side), its selector
 METHODS = {
     "uniform": (("uniform",), "all"),
     "popularity": (("popularity",), "all"),
     "inverse_popularity": (("inverse_popularity",), "all"),
     "popularity_cohort": (("popularity_cohort",), "all"),
     "in_batch": (("in_batch",), "all"),
-    "mixed": (("in_batch", "uniform_in_mixture"), "all"),
-    "adaptive": ((None,), "top_k"),
-    "adaptive_mixed": (("in_batch", "uniform_in_mixture"), "top_k"),
+    "mixed": (MIXTURE, "all"),
+    "adaptive": (POOL, "top_k"),
+    "adaptive_mixed": (MIXTURE, "top_k"),
+    "dns": (POOL, "dns"),
+    "softmax_hard": (POOL, "softmax"),
+    "catalogue": ((), "all"),
 }
+
+
+def sources(method: str, settings: Settings) -> list[Source]:
+    """The distributions that a method draws from, in the order of its candidates."""
+    names = METHODS[method][0]
+    if names == POOL:
+        names = MIXTURE if settings.pool == "mixed" else (settings.pool,)
+    if names == MIXTURE:
+        names = ["uniform_in_mixture" if name == "uniform" else name for name in settings.mixture]
+    return [PROPOSALS[name] for name in names]
 
 
 def make(method: str, num_items: int, settings: Settings | None = None) -> Method:
     """The method of that name for items 1..num_items.
 
-    Raises InputError, with the value and what is allowed, for an unknown method, scope or pool, counts below 1, more
-    candidates than items, and more kept than there are candidates.
+    Raises InputError, with the value and what is allowed, for an unknown method, scope, pool, part of the mixture or
+    form of dns, counts below 1, more candidates than items, and more kept than there are candidates.
     """
     settings = Settings() if settings is None else settings
-    if method not in METHODS:
-        raise InputError(f"method is {method!r}; allowed: {', '.join(METHODS)}")
-    if settings.pool not in POOLS:
-        raise InputError(f"sampler.pool is {settings.pool!r}; allowed: {', '.join(POOLS)}")
-    check_scope(settings.scope)
-    names, selector = METHODS[method]
-    sources = [PROPOSALS[name or settings.pool] for name in names]
-    for source in sources:
+    check_names(method, settings)
+    parts = sources(method, settings)
+    for source in parts:
         count = getattr(settings, source.count)
         if count < 1:
             raise InputError(f"sampler.{source.count} is {count}; allowed: 1 or more")
-    num_candidates = sum(getattr(settings, source.count) for source in sources)
-    counts = " + ".join(f"sampler.{source.count}" for source in sources)
+    num_candidates = sum(getattr(settings, source.count) for source in parts)
+    counts = " + ".join(f"sampler.{source.count}" for source in parts)
     if num_candidates > num_items:
         raise InputError(f"{counts} is {num_candidates}; allowed: at most the number of items, {num_items}")
-    num_kept = settings.num_kept if selector == "top_k" else num_candidates
-    if not 1 <= num_kept <= num_candidates:
-        raise InputError(f"sampler.num_kept is {num_kept}; allowed: 1 to the pool's size, {counts} = {num_candidates}")
-    parts = [source.build(num_items, settings) for source in sources]
-    proposal = parts[0] if len(parts) == 1 else concatenate(*parts)
-    return Method(proposal, SELECTORS[selector](settings), num_candidates, num_kept)
+    selector, num_kept = SELECTORS[METHODS[method][1]](settings)
+    if num_kept is not None and settings.num_kept > num_candidates:
+        raise InputError(f"sampler.num_kept is {settings.num_kept}; allowed: 1 to the pool's size, {counts} = "
+                         f"{num_candidates}")  # fmt: skip
+    proposals = [source.build(num_items, settings) for source in parts]
+    proposal = concatenate(*proposals) if len(proposals) > 1 else (proposals or [catalogue()])[0]
+    return Method(proposal, selector, num_candidates, num_candidates if num_kept is None else num_kept)
+
+
+def check_names(method: str, settings: Settings) -> None:
+    """Raises InputError for an unknown name, with the known ones."""
+    named = [("method", method, tuple(METHODS)), ("sampler.pool", settings.pool, POOLS),
+             ("sampler.dns_form", settings.dns_form, tuple(DNS_FORMS))]  # fmt: skip
+    named += [("sampler.mixture", part, PARTS) for part in settings.mixture]
+    for field, name, known in named:
+        if name not in known:
+            raise InputError(f"{field} is {name!r}; allowed: {', '.join(known)}")
+    if not settings.mixture or len(set(settings.mixture)) < len(settings.mixture):
+        raise InputError(f"sampler.mixture is {settings.mixture}; allowed: some of {', '.join(PARTS)}, each once")
+    check_scope(settings.scope)

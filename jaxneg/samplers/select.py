@@ -1,16 +1,22 @@
-"""Selectors: which of the scored candidates become the negatives. (key, Negatives with N) -> Negatives with K."""
+"""Selectors: which of the scored candidates become the negatives, where the hard ones are preferred.
+
+(key, Negatives with N, positive_scores [B, L]) -> Negatives with K. Gradients flow through the scores that are kept and
+never through the choice. What is chosen by its score has no known probability, so `log_q` becomes NaN [1, 1, K] then: a
+loss that reads it can not fail unseen.
+"""
 
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxneg.errors import InputError
+from jaxneg.samplers.draws import bits, integers
 from jaxneg.types import Negatives
 
 
-def all(key: Key[Array, ""], negatives: Negatives) -> Negatives:
+def all(key: Key[Array, ""], negatives: Negatives, positive_scores: Float[Array, "B L"] | None = None) -> Negatives:
     """Every candidate."""
     return negatives
 
@@ -18,24 +24,101 @@ def all(key: Key[Array, ""], negatives: Negatives) -> Negatives:
 def top_k(num_kept: int) -> Callable:
     """The K candidates with the highest scores at each position (the paper's ANS and AMNS).
 
-    Equal scores go by the lower place in the pool. Masked candidates are taken last and stay masked. Gradients flow
-    through the kept scores. What is left of a pool after a top-K has no known probability, so `log_q` becomes NaN
-    [1, 1, K]: a loss that reads it can not fail unseen. Raises InputError for K < 1 here, and for K > N when called.
+    With a loss that takes the mean over negatives this is DNS(K, N) of Shi et al. (WWW 2023, arXiv 2302.03472), whose
+    classic form has K = 1 (Zhang et al., SIGIR 2013). Equal scores go by the lower place in the pool. Masked candidates
+    are taken last and stay masked. Raises InputError for K < 1 here, and for K > N when called.
     """
-    if num_kept < 1:
-        raise InputError(f"sampler.num_kept is {num_kept}; allowed: 1 or more")
+    check_kept(num_kept)
 
-    def select(key: Key[Array, ""], negatives: Negatives) -> Negatives:
-        shape = negatives.scores.shape
-        if num_kept > shape[-1]:
-            raise InputError(f"sampler.num_kept is {num_kept}; allowed: at most the pool, {shape[-1]}")
+    def select(
+        key: Key[Array, ""], negatives: Negatives, positive_scores: Float[Array, "B L"] | None = None
+    ) -> Negatives:
+        if num_kept > negatives.scores.shape[-1]:
+            raise InputError(f"sampler.num_kept is {num_kept}; allowed: at most the pool, {negatives.scores.shape[-1]}")
         ranked = jnp.where(negatives.mask, jax.lax.stop_gradient(negatives.scores), -jnp.inf)
-        _, place = jax.lax.top_k(ranked, num_kept)
-
-        def kept(values):
-            return jnp.take_along_axis(jnp.broadcast_to(values, shape), place, axis=2, mode="clip")
-
-        log_q = jnp.full((1, 1, num_kept), jnp.nan, jnp.float32)
-        return Negatives(kept(negatives.item_ids), kept(negatives.scores), log_q, kept(negatives.mask))
+        return chosen(negatives, jax.lax.top_k(ranked, num_kept)[1])
 
     return select
+
+
+def random_of_top(num_top: int) -> Callable:
+    """One of the M candidates with the highest scores at each position, each as likely as the others: K = 1.
+
+    DNS(M, N) as a sampler: its expected loss is that of `top_k(M)` under a mean. Where fewer than M candidates are
+    unmasked it is one of those. Raises InputError as `top_k` does.
+    """
+    hardest = top_k(num_top)
+
+    def select(
+        key: Key[Array, ""], negatives: Negatives, positive_scores: Float[Array, "B L"] | None = None
+    ) -> Negatives:
+        kept = hardest(key, negatives)
+        num_valid = jnp.sum(kept.mask, axis=2, keepdims=True, dtype=jnp.int32)  # the masked ones come last
+        return chosen(kept, integers(key, jnp.maximum(num_valid, 1), num_valid.shape, num_top))
+
+    return select
+
+
+def softmax(num_kept: int, rho: float) -> Callable:
+    """K draws, with replacement, from p_j ~ exp(l_j / tau) over the N candidates of each position: Softmax-v(rho, N).
+
+    l_j = log(1 + exp(s_j - positive score)) is BPR's loss of candidate j, and tau = sqrt(Var_j(l) / (2 rho)), so rho is
+    the hardness whatever the scale of the scores; 0 draws uniformly (Shi et al., WWW 2023, arXiv 2302.03472). The mean
+    of a loss over the draws is an unbiased estimate of its sum weighted by p. Masked candidates are never drawn; where
+    all are masked, so is what is kept. Raises InputError for K < 1, and for a rho that is negative or not finite.
+    """
+    check_kept(num_kept)
+    if not 0 <= rho < float("inf"):
+        raise InputError(f"sampler.rho is {rho}; allowed: finite and 0 or more")
+
+    def select(key: Key[Array, ""], negatives: Negatives, positive_scores: Float[Array, "B L"]) -> Negatives:
+        num_rows, length, num_candidates = negatives.scores.shape
+        difference = jax.lax.stop_gradient(negatives.scores - positive_scores[:, :, None])
+        upto = jnp.cumsum(hardness_weights(jax.nn.softplus(difference), negatives.mask, rho), axis=2)
+        fraction = (bits(key, (num_rows, length, num_kept)) >> 9).astype(jnp.float32) * 2.0**-23  # in [0, 1)
+        first_above = jax.vmap(lambda row, points: jnp.searchsorted(row, points, side="right", method="scan_unrolled"))
+        points = (fraction * upto[:, :, -1:]).reshape(-1, num_kept)
+        place = first_above(upto.reshape(-1, num_candidates), points).reshape(num_rows, length, num_kept)
+        return chosen(negatives, jnp.minimum(place, num_candidates - 1).astype(jnp.int32))
+
+    return select
+
+
+def hardness_weights(
+    pair_losses: Float[Array, "B L N"], mask: Bool[Array, "#B #L N"], rho: float
+) -> Float[Array, "B L N"]:
+    """exp((l - max l) / tau), tau = sqrt(Var(l) / (2 rho)) over the unmasked; 0 where masked, 1 where all are alike.
+
+    Losses are scaled by their largest deviation first: the squares of those of pairs told apart well would underflow.
+    """
+    valid = jnp.broadcast_to(mask, pair_losses.shape)
+    count = jnp.maximum(jnp.sum(valid, axis=2, keepdims=True), 1)
+
+    def mean(values):
+        return jnp.sum(jnp.where(valid, values, 0.0), axis=2, keepdims=True) / count
+
+    deviation = jnp.where(valid, pair_losses - mean(pair_losses), 0.0)
+    largest = jnp.max(jnp.abs(deviation), axis=2, keepdims=True)
+    scaled = deviation / jnp.where(largest > 0, largest, 1.0)
+    variance = mean(jnp.square(scaled))
+    logits = scaled * jnp.sqrt(2 * rho / jnp.where(variance > 0, variance, 1.0))
+    logits = jnp.where(valid, logits, -jnp.inf)
+    peak = jnp.max(logits, axis=2, keepdims=True)
+    return jnp.exp(logits - jnp.where(jnp.isfinite(peak), peak, 0.0))
+
+
+def chosen(negatives: Negatives, place: Int[Array, "B L K"]) -> Negatives:
+    """The candidates at those places of each position's pool; their log q is not known."""
+    shape = negatives.scores.shape
+
+    def take(values):
+        return jnp.take_along_axis(jnp.broadcast_to(values, shape), place, axis=2, mode="clip")
+
+    log_q = jnp.full((1, 1, place.shape[2]), jnp.nan, jnp.float32)
+    return Negatives(take(negatives.item_ids), take(negatives.scores), log_q, take(negatives.mask))
+
+
+def check_kept(num_kept: int) -> None:
+    """Raises InputError unless at least one candidate is kept."""
+    if num_kept < 1:
+        raise InputError(f"sampler.num_kept is {num_kept}; allowed: 1 or more")

@@ -17,10 +17,14 @@ jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_lev
 
 SETTINGS = samplers.Settings(num_in_batch=5, num_uniform=6, num_popularity=7, num_kept=3)
 SAMPLES = {"uniform": 6, "popularity": 7, "inverse_popularity": 7, "popularity_cohort": 7, "in_batch": 5, "mixed": 11,
-           "adaptive": 6, "adaptive_mixed": 11}
+           "adaptive": 6, "adaptive_mixed": 11, "dns": 6, "softmax_hard": 6}
 SCOPED = ("uniform", "popularity", "in_batch")  # the others are made of these, or have one scope
-CASES = [(method, scope) for method in samplers.METHODS for scope in samplers.SCOPES
+CASES = [(method, scope) for method in SAMPLES for scope in samplers.SCOPES
          if scope == "sequence" or method in SCOPED]
+
+
+def test_every_method_is_under_contract():
+    assert set(SAMPLES) == set(samplers.METHODS) - {"catalogue"}  # which draws nothing
 
 
 class Drawn(NamedTuple):
@@ -70,7 +74,8 @@ def test_shapes_and_types(drawn, world):
     assert candidates.log_q.shape == candidates.mask.shape
     assert (candidates.item_ids.dtype, candidates.log_q.dtype, candidates.mask.dtype) == ("int32", "float32", "bool")
     assert method.num_candidates == method.proposal.num_samples == SAMPLES[name]
-    assert method.num_kept == (3 if name.startswith("adaptive") else SAMPLES[name])
+    by_score = name in ("adaptive", "adaptive_mixed", "dns", "softmax_hard")
+    assert method.num_kept == (3 if by_score else SAMPLES[name])
     assert 1 <= candidates.item_ids.min() and candidates.item_ids.max() <= world.num_items
 
 
@@ -140,9 +145,16 @@ def test_selector_keeps_what_it_should(drawn, world):
     shape = (*world.targets.shape, method.num_candidates)
     scores = jax.random.normal(jax.random.key(1), shape)
     pool = Negatives(candidates.item_ids, scores, candidates.log_q, candidates.mask)
-    kept = jax.eval_shape(method.selector, KEY, pool)
+    positive_scores = jax.random.normal(jax.random.key(2), shape[:2])
+    kept = jit(method.selector)(KEY, pool, positive_scores)
     assert kept.scores.shape == (*world.targets.shape, method.num_kept)
     assert kept.item_ids.shape[2] == kept.log_q.shape[2] == kept.mask.shape[2] == method.num_kept
+    ids, offered, valid = (np.broadcast_to(x, shape) for x in (pool.item_ids, scores, pool.mask))
+    chosen = [np.broadcast_to(x, kept.scores.shape) for x in (kept.item_ids, kept.scores, kept.mask)]
+    for place in np.ndindex(*shape[:2]):  # each kept one is a candidate of its own place, whole
+        candidates = set(zip(ids[place].tolist(), offered[place].tolist(), valid[place].tolist(), strict=True))
+        assert candidates >= set(zip(*(x[place].tolist() for x in chosen), strict=True))
+        assert (valid[place].sum() == 0) or chosen[2][place].any()
 
 
 @pytest.mark.parametrize("method, settings, message", [
@@ -152,8 +164,16 @@ def test_selector_keeps_what_it_should(drawn, world):
     ("uniform", {"num_uniform": 25}, "sampler.num_uniform is 25; allowed: at most the number of items, 24"),
     ("mixed", {"num_in_batch": 13, "num_uniform": 12}, "is 25; allowed: at most the number of items, 24"),
     ("adaptive", {"num_kept": 7}, "sampler.num_kept is 7; allowed: 1 to the pool's size"),
-    ("adaptive", {"num_kept": 0}, "sampler.num_kept is 0; allowed: 1 to"),
-    ("adaptive", {"pool": "mixed"}, "sampler.pool is 'mixed'; allowed: uniform, in_batch, popularity"),
+    ("adaptive", {"num_kept": 0}, "sampler.num_kept is 0; allowed: 1 or more"),
+    ("adaptive", {"pool": "mixture"}, "sampler.pool is 'mixture'; allowed: uniform, in_batch, popularity"),
+    ("dns", {"pool": "mixed", "num_kept": 12}, "num_in_batch + sampler.num_uniform = 11"),
+    ("dns", {"num_kept": 0}, "sampler.num_kept is 0; allowed: 1 or more"),
+    ("dns", {"dns_form": "all"}, "sampler.dns_form is 'all'; allowed: average, random_one"),
+    ("softmax_hard", {"num_kept": 7}, "sampler.num_kept is 7; allowed: 1 to the pool's size"),
+    ("softmax_hard", {"rho": -1.0}, "sampler.rho is -1.0; allowed: finite and 0 or more"),
+    ("mixed", {"mixture": ()}, "sampler.mixture is (); allowed: some of uniform"),
+    ("mixed", {"mixture": ("uniform", "uniform")}, "sampler.mixture is ('uniform', 'uniform'); allowed: some of"),
+    ("mixed", {"mixture": ("uniform", "mixed")}, "sampler.mixture is 'mixed'; allowed: uniform, in_batch"),
     ("mixed", {"scope": "user"}, "sampler.scope is 'user'; allowed: sequence, position, batch"),
     ("popularity_cohort", {"scope": "user"}, "sampler.scope is 'user'"),
     ("mixed", {"mixed_exclude": "all"}, "exclude is 'all'; allowed: history, targets"),
@@ -171,12 +191,36 @@ def test_impossible_frequencies_are_refused(counts):
             samplers.make(name, 24, SETTINGS).proposal.init(counts)
 
 
-@pytest.mark.parametrize("pool, count, tables", [("uniform", 6, "tuple"), ("in_batch", 5, "InBatchTables"),
-                                                 ("popularity", 7, "WeightedTables")])
-def test_adaptive_takes_the_pool_it_is_told(pool, count, tables, world):
-    method = samplers.make("adaptive", world.num_items, SETTINGS._replace(pool=pool))
-    assert (method.num_candidates, method.num_kept) == (count, 3)
-    assert type(method.proposal.init(world.item_counts)).__name__ == tables
+@pytest.mark.parametrize("method", ["adaptive", "dns", "softmax_hard"])
+@pytest.mark.parametrize("pool, count, tables", [
+    ("uniform", 6, "tuple"), ("in_batch", 5, "InBatchTables"), ("popularity", 7, "WeightedTables"),
+    ("inverse_popularity", 7, "WeightedTables"), ("popularity_cohort", 7, "CohortTables"), ("mixed", 11, "tuple")])
+def test_what_chooses_takes_the_pool_it_is_told(method, pool, count, tables, world):
+    made = samplers.make(method, world.num_items, SETTINGS._replace(pool=pool))
+    assert (made.num_candidates, made.num_kept) == (count, 3)
+    assert type(made.proposal.init(world.item_counts)).__name__ == tables
+
+
+@pytest.mark.parametrize("method", ["mixed", "adaptive_mixed", "dns"])
+def test_a_mixture_has_any_parts_in_their_order(method, world):
+    """Popularity, in-batch and cohort side by side: seven, five and seven candidates, each with its own tables."""
+    mixture = ("popularity", "in_batch", "popularity_cohort")
+    made = samplers.make(method, world.num_items, SETTINGS._replace(mixture=mixture, pool="mixed"))
+    tables = made.proposal.init(world.item_counts)
+    assert [type(part).__name__ for part in tables] == ["WeightedTables", "InBatchTables", "CohortTables"]
+    assert made.num_candidates == 19
+    drawn = jit(made.proposal.sample)(KEY, tables, world.batch)
+    item_ids, mask = (np.broadcast_to(x, (*world.targets.shape, 19)) for x in (drawn.item_ids, drawn.mask))
+    assert np.isin(item_ids[..., 7:12][mask[..., 7:12]], world.targets).all()  # the batch's own positives
+    assert (item_ids[:, :, :7] == item_ids[:, :1, :7]).all()  # popularity's are the sequence's, the cohort's are not
+    assert not (item_ids[:, :, 12:] == item_ids[:, :1, 12:]).all()
+
+
+def test_the_catalogue_draws_nothing(world):
+    method = samplers.make("catalogue", world.num_items, SETTINGS)
+    drawn = jit(method.proposal.sample)(KEY, method.proposal.init(world.item_counts), world.batch)
+    assert (method.num_candidates, method.num_kept, method.proposal.num_samples) == (0, 0, 0)
+    assert drawn.item_ids.shape == drawn.log_q.shape == drawn.mask.shape == (1, 1, 0)
 
 
 def test_the_example_of_the_docstring():

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jaxneg import samplers
+from jaxneg import losses, samplers
 from jaxneg.cohorts import cohorts
-from jaxneg.types import Batch
+from jaxneg.types import Batch, Negatives
 
 # Compiling is what these tests take long for, so the compiler is told not to optimise.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -204,28 +204,73 @@ def test_in_batch_is_right_where_it_must_look_long(make_batch):
     assert_follows(drawn, weights_without(slots, [1]))
 
 
-def test_in_batch_log_q_over_random_batches():
-    """Users drawn at random: what one user gets as negatives follows the share of the training targets."""
-    rng = np.random.default_rng(1)
-    num_items, num_users, length, rows, num_batches = 14, 40, 4, 24, 2000
+def random_batches(num_items, num_batches, rows=24, length=4, seed=1):
+    """Batches [num_batches, ...] of users drawn at random, one of them always in the first row; how often each item
+    is a target [V+1]; and that user's items. A third of the users have shorter sequences, left-padded."""
+    rng = np.random.default_rng(seed)
+    num_users = 40
     weights = 1 / np.arange(1, num_items + 1)
     users = np.stack([rng.choice(num_items, length, replace=False, p=weights / weights.sum()) + 1
                       for _ in range(num_users)]).astype(np.int32)
-    counts = np.bincount(users.ravel(), minlength=num_items + 1)
+    users[::3, :2] = 0
     picked = rng.integers(num_users, size=(num_batches, rows))
     picked[:, 0] = 5
     targets = users[picked]
-    batch = Batch(targets, targets, np.sort(targets, axis=2), np.full((num_batches, rows), length, np.int32))
-    batch = jax.tree.map(jnp.asarray, batch)
-    proposal = samplers.in_batch(num_items, 10)
-    tables = proposal.init(np.ones(num_items + 1), counts)
+    history = np.sort(np.where(targets > 0, targets, num_items + 1), axis=2)
+    batch = Batch(targets, targets, history, (targets > 0).sum(axis=2).astype(np.int32))
+    counts = np.append(0, np.bincount(users.ravel(), minlength=num_items + 1)[1:])
+    return jax.tree.map(jnp.asarray, batch), counts, users[5]
+
+
+@pytest.mark.parametrize("scope", ["sequence", "batch"])
+@pytest.mark.parametrize("kind", ["in_batch", "mixture"])
+def test_log_q_over_random_batches(kind, scope):
+    """Of n draws at a place, the sum of 1 / (n q) over those that are an item is 1 on average, for every item that is
+    not the user's own: what logQ is for, whatever distributions are mixed and however many the masks leave."""
+    num_items, num_batches = 14, 2000
+    batch, counts, own = random_batches(num_items, num_batches)
+    proposal = samplers.in_batch(num_items, 10, scope=scope)
+    if kind == "mixture":
+        proposal = samplers.concatenate(
+            proposal, samplers.uniform(num_items, 4, scope=scope), samplers.weighted(num_items, 6, scope=scope))
+    tables = proposal.init(1 + np.arange(num_items + 1)[::-1], counts)
     keys = jax.random.split(jax.random.key(0), num_batches)
     drawn = jit(jax.vmap(proposal.sample, (0, None, 0)))(keys, tables, batch)
-    one = jax.tree.map(lambda x: x[0], batch)
-    told = np.exp(jit(proposal.log_prob)(tables, one, jnp.arange(1, num_items + 1)[None, None]))[0, 0]
-    seen = np.bincount(np.asarray(drawn.item_ids)[:, 0].ravel(), minlength=num_items + 1)[1:] / (10 * num_batches)
-    assert told[users[5] - 1].max() == 0 and abs(told.sum() - 1) < 1e-5
-    np.testing.assert_allclose(seen, told, atol=0.01)  # 20,000 draws, ten of one batch: sd up to 0.005
+    shape = (num_batches, *np.broadcast_shapes(drawn.item_ids.shape[1:], drawn.mask.shape[1:]))
+    item_ids, log_q, mask = (np.broadcast_to(x, shape)[:, 0, 0] for x in drawn)
+    assert not np.isin(item_ids[mask], own).any()
+    weight = np.where(mask, np.exp(-log_q.astype(np.float64)) / np.maximum(mask.sum(axis=1, keepdims=True), 1), 0)
+    each = np.stack([np.bincount(ids, w, num_items + 1) for ids, w in zip(item_ids, weight, strict=True)])
+    each = each[mask.any(axis=1)]
+    possible = np.setdiff1d(np.flatnonzero(counts) if kind == "in_batch" else np.arange(1, num_items + 1), own)
+    mean, error = each.mean(axis=0)[possible], each.std(axis=0)[possible] / np.sqrt(len(each))
+    # In-batch q is a share of all targets; a batch of 24 rows, one of which is the user's, is off it by about 1/24.
+    np.testing.assert_array_less(np.abs(mean - 1), 4 * error + 0.03)
+    if kind == "in_batch":
+        one = jax.tree.map(lambda x: x[0], batch)
+        told = jit(proposal.log_prob)(tables, one, jnp.arange(1, num_items + 1)[None, None])[0, 0]
+        np.testing.assert_allclose(np.exp(told), weights_without(counts, own)[1:], rtol=1e-5)
+
+
+def test_logq_makes_the_softmax_unbiased(world):
+    """exp of the corrected scores, summed, is on average the sum over all items that may be drawn."""
+    num_items = world.num_items
+    proposal = samplers.concatenate(samplers.weighted(num_items, 5, exponent=0.5), samplers.uniform(num_items, 4))
+    tables = proposal.init(world.item_counts)
+    scores_of = np.random.default_rng(2).normal(size=num_items + 1).astype(np.float32)
+
+    def estimate(key):
+        drawn = proposal.sample(key, tables, world.batch)
+        shape = (*world.targets.shape, drawn.item_ids.shape[2])
+        scores = jnp.broadcast_to(jnp.asarray(scores_of)[drawn.item_ids], shape)
+        loss = losses.sampled_softmax(jnp.zeros(shape[:2]), Negatives(drawn.item_ids, scores, *drawn[1:]))
+        return jnp.expm1(loss)[:, 0]  # a positive of score 0: the loss is log(1 + sum)
+
+    sums = np.asarray(jit(jax.vmap(estimate))(jax.random.split(jax.random.key(0), 4000)), np.float64)
+    for row, own in enumerate(world.histories):
+        allowed = np.setdiff1d(np.arange(1, num_items + 1), own)
+        truth = np.exp(scores_of[allowed].astype(np.float64)).sum()
+        assert abs(sums[:, row].mean() - truth) < 4 * sums[:, row].std() / np.sqrt(len(sums))
 
 
 @pytest.mark.parametrize("parts", ["two", "three"])

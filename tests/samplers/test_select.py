@@ -1,10 +1,12 @@
-"""Selectors against NumPy's sort."""
+"""Selectors against NumPy's sort, and against the laws that they should draw by."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
+from jaxneg import losses, samplers
 from jaxneg.errors import InputError
 from jaxneg.samplers import select
 from jaxneg.types import Negatives
@@ -76,3 +78,152 @@ def test_top_k_of_the_whole_pool_and_beyond():
         select.top_k(10)(KEY, negatives)
     with pytest.raises(InputError, match="num_kept is 0; allowed: 1 or more"):
         select.top_k(0)
+
+
+def draw_many(selector, negatives, positive_scores, num_keys):
+    """Kept item ids and masks [num_keys, B, L, K]."""
+    keys = jax.random.split(jax.random.key(1), num_keys)
+    kept = jax.jit(jax.vmap(selector, (0, None, None)))(keys, negatives, positive_scores)
+    return np.asarray(kept.item_ids), np.asarray(kept.mask)
+
+
+def assert_laws(item_ids, laws):
+    """Chi-square of what each place kept, item_ids [keys, B, L, K], against its law [B, L, 10] over the ids."""
+    for place in np.ndindex(*laws.shape[:2]):
+        observed = np.bincount(item_ids[(slice(None), *place)].ravel(), minlength=10)
+        expected = laws[place] * observed.sum()
+        assert (observed[laws[place] == 0] == 0).all()
+        possible = expected > 5
+        assert expected[~possible].sum() < 5e-3 * observed.sum()
+        if possible.sum() > 1:
+            scaled = expected[possible] * observed[possible].sum() / expected[possible].sum()
+            assert stats.chisquare(observed[possible], scaled).pvalue > 1e-4
+
+
+def law_by_id(negatives, weights):
+    """Weights [B, L, N] of the places as a law over the item ids 0..9."""
+    laws = np.zeros((*weights.shape[:2], 10))
+    ids = np.broadcast_to(negatives.item_ids, weights.shape)
+    np.put_along_axis(laws, ids, weights / np.maximum(weights.sum(axis=2, keepdims=True), 1e-300), axis=2)
+    return laws
+
+
+def positives(shape=(3, 4)):
+    return jnp.asarray(np.random.default_rng(3).normal(size=shape), jnp.float32)
+
+
+@pytest.mark.parametrize("num_masked", [0, 6])
+@pytest.mark.parametrize("shared", [True, False])
+def test_random_of_top_takes_each_of_the_top_alike(shared, num_masked):
+    """With 3 valid of 9 and M = 4 it is one of the three."""
+    negatives = pool(shared, num_masked)
+    item_ids, mask = draw_many(select.random_of_top(4), negatives, positives(), 1500)
+    assert item_ids.shape == (1500, 3, 4, 1) and mask.all()
+    valid = np.broadcast_to(negatives.mask, negatives.scores.shape)
+    ranked = np.where(valid, negatives.scores, -np.inf)
+    fourth = -np.sort(-ranked, axis=2)[..., 3:4]
+    assert_laws(item_ids, law_by_id(negatives, ((ranked >= fourth) & valid).astype(float)))
+
+
+def numpy_softmax_v(scores, positive_scores, mask, rho):
+    """The law of Softmax-v(rho, N), position by position in float64, as the paper states it."""
+    out = np.zeros(scores.shape)
+    for place in np.ndindex(*scores.shape[:2]):
+        keep = np.broadcast_to(mask, scores.shape)[place]
+        pair_losses = np.log1p(np.exp(scores[place][keep].astype(np.float64) - float(positive_scores[place])))
+        tau = np.sqrt(np.var(pair_losses) / (2 * rho))
+        out[place][keep] = np.exp((pair_losses - pair_losses.max()) / tau)
+    return out / out.sum(axis=2, keepdims=True)
+
+
+@pytest.mark.parametrize("rho", [0.05, 0.5, 2.0])
+@pytest.mark.parametrize("num_masked", [0, 3])
+def test_softmax_draws_by_its_law(rho, num_masked):
+    negatives = pool(False, num_masked)
+    law = numpy_softmax_v(np.asarray(negatives.scores), np.asarray(positives()), np.asarray(negatives.mask), rho)
+    difference = negatives.scores - positives()[..., None]
+    weights = np.asarray(select.hardness_weights(jax.nn.softplus(difference), negatives.mask, rho))
+    np.testing.assert_allclose(weights / weights.sum(axis=2, keepdims=True), law, rtol=1e-4, atol=1e-7)
+    item_ids, mask = draw_many(select.softmax(6, rho), negatives, positives(), 1000)
+    assert mask.all() and item_ids.shape == (1000, 3, 4, 6)
+    assert_laws(item_ids, law_by_id(negatives, law))
+
+
+def test_softmax_at_its_limits():
+    """rho 0 and equal losses draw alike; hardness does not depend on the scale; scores of +-100 leave a law."""
+    negatives, positive = pool(False), positives()
+    uniform = np.full((3, 4, 9), 1 / 9)
+    item_ids, _ = draw_many(select.softmax(6, 0.0), negatives, positive, 500)
+    assert_laws(item_ids, law_by_id(negatives, uniform))
+    item_ids, _ = draw_many(select.softmax(6, 3.0), negatives._replace(scores=jnp.full((3, 4, 9), 2.5)), positive, 500)
+    assert_laws(item_ids, law_by_id(negatives, uniform))
+    pair_losses = jnp.asarray(np.random.default_rng(0).random((3, 4, 9)), jnp.float32)
+    weights = select.hardness_weights(pair_losses, negatives.mask, 0.5)
+    for scale in (1e-25, 1e20):  # the squares of these are no float32
+        scaled = select.hardness_weights(scale * pair_losses, negatives.mask, 0.5)
+        np.testing.assert_allclose(scaled, weights, rtol=1e-4)
+    far = negatives._replace(scores=100 * jnp.sign(negatives.scores))
+    law = numpy_softmax_v(np.asarray(far.scores), np.asarray(positive), np.asarray(far.mask), 1.0)
+    item_ids, _ = draw_many(select.softmax(6, 1.0), far, positive, 500)
+    assert_laws(item_ids, law_by_id(far, law))
+
+
+def test_softmax_of_a_pool_without_any_valid_candidate():
+    negatives = pool(True, num_masked=9)._replace(scores=jnp.full((3, 4, 9), jnp.nan))
+    kept = select.softmax(2, 0.5)(KEY, negatives, positives())
+    assert not kept.mask.any() and kept.scores.shape == (3, 4, 2)
+
+
+@pytest.mark.parametrize("selector", [select.top_k(3), select.random_of_top(3), select.softmax(3, 0.5)])
+def test_no_gradient_goes_through_the_choice(selector):
+    """The gradient of the kept scores' sum counts how often each was kept; positives have none."""
+    negatives = pool(True)
+
+    def total(scores, positive_scores):
+        kept = selector(KEY, negatives._replace(scores=scores), positive_scores)
+        return jnp.sum(kept.scores), kept
+
+    (_, kept), (of_scores, of_positives) = jax.value_and_grad(total, (0, 1), has_aux=True)(
+        negatives.scores, positives())
+    assert np.isnan(kept.log_q).all() and kept.log_q.shape == (1, 1, kept.scores.shape[2])
+    assert not np.any(of_positives)
+    ids = np.broadcast_to(negatives.item_ids, negatives.scores.shape)
+    for place in np.ndindex(3, 4):
+        counts = np.bincount(np.asarray(kept.item_ids)[place], minlength=10)
+        np.testing.assert_array_equal(np.asarray(of_scores)[place], counts[ids[place]])
+
+
+def test_expected_losses_are_those_of_the_theory():
+    """One of the top M, over many keys, costs what the top-M average costs; softmax what its weighted sum costs."""
+    negatives, positive = pool(False), positives()
+    pair = np.log1p(np.exp(np.asarray(negatives.scores, np.float64) - np.asarray(positive)[..., None]))
+    law = numpy_softmax_v(np.asarray(negatives.scores), np.asarray(positive), np.asarray(negatives.mask), 0.5)
+    average = losses.bpr(positive, select.top_k(4)(KEY, negatives))
+    np.testing.assert_allclose(average, -np.sort(-pair, axis=2)[..., :4].mean(axis=2), rtol=1e-5)
+    keys = jax.random.split(KEY, 4000)
+    for selector, expected in [(select.random_of_top(4), np.asarray(average)),
+                               (select.softmax(4, 0.5), (law * pair).sum(axis=2))]:  # fmt: skip
+        drawn = jax.jit(jax.vmap(lambda key, chosen=selector: losses.bpr(positive, chosen(key, negatives, positive))))
+        values = np.asarray(drawn(keys))
+        error = values.std(axis=0) / np.sqrt(len(keys))
+        assert (np.abs(values.mean(axis=0) - expected) < 4 * error + 1e-6).all()
+
+
+@pytest.mark.parametrize("form", ["average", "random_one"])
+@pytest.mark.parametrize("loss", [losses.bce, losses.bpr])
+def test_dns_that_keeps_all_is_uniform(loss, form, world):
+    """M = N: the mean over the top is the mean over all; one of the top is one of all."""
+    settings = samplers.Settings(num_uniform=6, num_kept=6, dns_form=form)
+    dns, uniform = (samplers.make(name, world.num_items, settings) for name in ("dns", "uniform"))
+    drawn = [jax.jit(method.proposal.sample)(KEY, (), world.batch) for method in (dns, uniform)]
+    np.testing.assert_array_equal(drawn[0].item_ids, drawn[1].item_ids)
+    scores = jax.random.normal(jax.random.key(5), (*world.targets.shape, 6))
+    pool_, positive = Negatives(drawn[0].item_ids, scores, *drawn[0][1:]), positives(world.targets.shape)
+    whole = loss(positive, uniform.selector(KEY, pool_, positive))
+    if form == "average":
+        np.testing.assert_allclose(loss(positive, dns.selector(KEY, pool_, positive)), whole, rtol=1e-6)
+        return
+    keys = jax.random.split(KEY, 4000)
+    values = np.asarray(jax.jit(jax.vmap(lambda key: loss(positive, dns.selector(key, pool_, positive))))(keys))
+    error = values.std(axis=0) / np.sqrt(len(keys))
+    assert (np.abs(values.mean(axis=0) - np.asarray(whole)) < 4 * error + 1e-6).all()
