@@ -5,8 +5,10 @@ often each item is recommended. Everything that is reported derives from those t
 """
 
 import argparse
+import csv
 import math
 import sys
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from jaxneg import metrics
-from jaxneg.errors import InputError
+from jaxneg.errors import InputError, refuse
 
 COHORTS = ("head", "mid", "tail")
 MAIN_K = 10  # Balance, the best epoch and the table are all at 10
@@ -190,9 +192,33 @@ def _notes(method: str, group: pd.DataFrame) -> Iterator[str]:
 
 
 def read_results(path: str | Path) -> pd.DataFrame:
-    """Rows of results.csv, numbers as they were written. Only an empty field is missing, not "NA"."""
+    """Rows of results.csv, numbers as they were written. Only an empty field is missing, not "NA".
+
+    Raises InputError where the file is not such a table: not there, no text, no row, a column missing, text where a
+    number belongs.
+    """
     text = {"dataset": str, "method": str, "status": str}
-    return pd.read_csv(path, keep_default_na=False, na_values=[""], dtype=text, engine="python")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # a row with more fields than the header
+            frame = pd.read_csv(path, keep_default_na=False, na_values=[""], dtype=text, engine="python",
+                                index_col=False)  # fmt: skip
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: there is no such file; a finished run writes it") from error
+    except (OSError, ValueError, OverflowError, csv.Error, pd.errors.ParserWarning) as error:
+        raise InputError(f"{path}: is not a table as a run writes it ({error})") from error
+    missing = [name for name in RESULT_COLUMNS if name not in frame]
+    if missing:
+        raise InputError(f"{path}: is not a table as a run writes it: no column {', '.join(missing)}")
+    if frame.empty:
+        raise InputError(f"{path}: has a header and no row; a finished run writes one row per seed")
+    for name in RESULT_COLUMNS:
+        if name not in text and not pd.api.types.is_numeric_dtype(frame[name]):
+            wrong = frame[name][pd.to_numeric(frame[name], errors="coerce").isna() & frame[name].notna()]
+            raise InputError(f"{path}: {name} is {str(wrong.iloc[0])[:60]!r}; a number is wanted")
+        if name in ("dataset", "method", "seed") and frame[name].isna().any():
+            raise InputError(f"{path}: row {int(frame[name].isna().argmax()) + 1}: {name} is empty")
+    return frame
 
 
 def find_results(folders: Sequence[str | Path]) -> pd.DataFrame:
@@ -202,7 +228,10 @@ def find_results(folders: Sequence[str | Path]) -> pd.DataFrame:
     """
     runs = []
     for folder in folders:
-        found = sorted(Path(folder).rglob("results.csv"))
+        try:
+            found = sorted(Path(folder).rglob("results.csv"))
+        except (OSError, ValueError) as error:  # a name too long, or with a NUL
+            raise InputError(f"{str(folder)[:200]}: cannot be searched ({error}); name a folder") from error
         if not found:
             raise InputError(f"{folder}: no results.csv in or below it; name a folder with a finished run")
         runs += found
@@ -215,6 +244,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     parser = argparse.ArgumentParser(prog="python -m jaxneg.results", description="One table of several finished runs.")
     parser.add_argument("folders", nargs="+", metavar="DIR", help="folders to search for results.csv")
+    parser.error = refuse
     try:
         print(results_table(find_results(parser.parse_args(arguments).folders)), end="")
     except InputError as error:
