@@ -8,7 +8,6 @@ import argparse
 import csv
 import math
 import sys
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -199,13 +198,17 @@ def read_results(path: str | Path) -> pd.DataFrame:
     """
     text = {"dataset": str, "method": str, "status": str}
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", pd.errors.ParserWarning)  # a row with more fields than the header
-            frame = pd.read_csv(path, keep_default_na=False, na_values=[""], dtype=text, engine="python",
-                                index_col=False)  # fmt: skip
+        with open(path, newline="", encoding="utf-8") as file:
+            lengths = [len(fields) for fields in csv.reader(file, strict=True)]
+        uneven = next((row for row, length in enumerate(lengths) if length != lengths[0]), 0)
+        if uneven:
+            raise InputError(f"{path}: row {uneven} has {lengths[uneven]} fields, and the header has {lengths[0]}")
+        frame = pd.read_csv(path, keep_default_na=False, na_values=[""], dtype=text, engine="python", index_col=False)
+    except InputError:
+        raise
     except FileNotFoundError as error:
         raise InputError(f"{path}: there is no such file; a finished run writes it") from error
-    except (OSError, ValueError, OverflowError, csv.Error, pd.errors.ParserWarning) as error:
+    except (OSError, ValueError, OverflowError, csv.Error) as error:
         raise InputError(f"{path}: is not a table as a run writes it ({error})") from error
     missing = [name for name in RESULT_COLUMNS if name not in frame]
     if missing:
@@ -214,11 +217,20 @@ def read_results(path: str | Path) -> pd.DataFrame:
         raise InputError(f"{path}: has a header and no row; a finished run writes one row per seed")
     for name in RESULT_COLUMNS:
         if name not in text and not pd.api.types.is_numeric_dtype(frame[name]):
-            wrong = frame[name][pd.to_numeric(frame[name], errors="coerce").isna() & frame[name].notna()]
-            raise InputError(f"{path}: {name} is {str(wrong.iloc[0])[:60]!r}; a number is wanted")
+            values = [str(value) for value in frame[name].dropna()]
+            wrong = next((value for value in values if not _is_number(value)), values[0])
+            raise InputError(f"{path}: {name} is {wrong[:60]!r}; a number is wanted")
         if name in ("dataset", "method", "seed") and frame[name].isna().any():
             raise InputError(f"{path}: row {int(frame[name].isna().argmax()) + 1}: {name} is empty")
     return frame
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def find_results(folders: Sequence[str | Path]) -> pd.DataFrame:

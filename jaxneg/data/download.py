@@ -61,11 +61,7 @@ def download(source: Source, out_dir: str | pathlib.Path) -> pathlib.Path:
     checksum or the number of lines differs, or the folder cannot be written.
     """
     path = pathlib.Path(out_dir) / source.filename
-    try:
-        there = os.path.lexists(path)
-    except ValueError as error:
-        raise InputError(f"out {out_dir} cannot be used ({error}); a folder is wanted") from error
-    if there:
+    if os.path.lexists(path):
         check_is_file(path)
         _check(path, source, f"remove {path} to fetch it again")
         return path
@@ -76,7 +72,7 @@ def download(source: Source, out_dir: str | pathlib.Path) -> pathlib.Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(part, "ab"):
             pass
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise InputError(f"out {out_dir} cannot be written ({error})") from error
     _fetch(source, part, path)
     try:

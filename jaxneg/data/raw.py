@@ -153,8 +153,9 @@ def _first_line(path, head: bytes) -> str:
     if not line:
         raise InputError(f"{path}: there is no row of data in it")
     if len(line) == len(head) and len(head) > HEAD_BYTES - 4:
-        raise InputError(f"{path}: its first line, {line[:40]!r}..., has more than {HEAD_BYTES:,} bytes; "
-                         f"a line per row is wanted")  # fmt: skip
+        shown = line[:40].decode(errors="replace")
+        raise InputError(f"{path}: its first line, {shown!r}..., has more than {HEAD_BYTES:,} bytes; a line per row is "
+                         f"wanted")  # fmt: skip
     if b"\0" in line:
         raise InputError(f"{path}: is neither UTF-8 text nor parquet, nor a gzip or zip of one")
     try:

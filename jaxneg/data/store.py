@@ -68,7 +68,9 @@ def cached(cache_dir, name: str, key: dict, build: Callable[[], tuple[dict, dict
     try:
         root = root.expanduser()
         folder = root / f"{name}-{fingerprint}"
-        there = os.path.lexists(folder)
+        there = bool(os.lstat(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        there = False
     except (OSError, RuntimeError, ValueError) as error:  # no such home; a NUL in the name
         raise InputError(f"cache_dir {root} cannot be used ({reason(error)}); a folder is wanted") from error
     if there:
