@@ -7,6 +7,7 @@ this module: the inner parts get plain values. It imports no JAX, so `--help` an
 
 import difflib
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -70,8 +71,9 @@ class Field(NamedTuple):
     text: str
 
 
-def _at_least(low: float) -> Rule:
-    return Rule(f"{low} or more", lambda value: value >= low)
+def _at_least(low: float, high: float = 2**31 - 1) -> Rule:
+    """From `low` to `high`, which is beyond what makes sense: it keeps a slip from exhausting the machine."""
+    return Rule(f"{low} or more, {high} at most", lambda value: low <= value <= high)
 
 
 def _one_of(*names: str) -> Rule:
@@ -87,34 +89,39 @@ def _is_number(value: Any) -> bool:
 
 
 ANY = Rule("any value", lambda value: True)
-POSITIVE = Rule("finite and above 0", lambda value: math.isfinite(value) and value > 0)
-NOT_NEGATIVE = Rule("finite and 0 or more", lambda value: math.isfinite(value) and value >= 0)
+POSITIVE = Rule("finite and above 0 (from 1e-30 to 1e30)", lambda value: 1e-30 <= value <= 1e30)  # float32 holds it
+NOT_NEGATIVE = Rule("finite and 0 or more (1e30 at most)", lambda value: 0 <= value <= 1e30)
 FRACTION = Rule("above 0 and below 1", lambda value: 0 < value < 1)
 BELOW_ONE = Rule("0 or more and below 1", lambda value: 0 <= value < 1)
 SHARES = Rule("numbers above 0, at most 1, as in (0.01, 0.1)",
               lambda values: all(_is_number(value) and 0 < value <= 1 for value in values))
 PARTS = Rule("some of " + ", ".join(DISTRIBUTIONS) + ", each once, as in ('in_batch', 'uniform')",
              lambda values: 0 < len(values) == len(set(values)) and all(value in DISTRIBUTIONS for value in values))
-POSITIVE_INTS = _each("whole numbers of 1 or more, as in (5, 10)", lambda value: type(value) is int and value >= 1)
+OVERSAMPLING = Rule("above 0, or inf (a finite one: 1e6 at most)", lambda value: 0 < value <= 1e6 or value == math.inf)
+KS = _each("whole numbers of 1 or more, 1000000 at most, as in (5, 10)",
+           lambda value: type(value) is int and 1 <= value <= 10**6)
+NAME = Rule("1 to 60 letters, digits, '_', '-' and '.', the first one a letter, a digit or '_'",
+            lambda value: re.fullmatch(r"\w[\w.-]{0,59}", value) is not None)
 
 FIELDS: dict[str, Field] = {
-    "dataset": Field("interactions", str, ANY, "name of the data set, as results.csv shows it"),
+    "dataset": Field("interactions", str, NAME, "name of the data set, as results.csv shows it"),
     "method": Field(DEFAULT_METHOD, str, _one_of(*METHODS), "how negatives are drawn (the list above)"),
-    "num_seeds": Field(1, int, _at_least(1), "independent runs, trained side by side"),
-    "seed": Field(0, int, _at_least(0), "the run's root seed; seed s of a run never depends on num_seeds"),
-    "num_epochs": Field(201, int, _at_least(1), "an epoch is floor(users / batch_size) steps"),
-    "eval_every": Field(25, int, _at_least(1), "epochs between evaluations; one always follows the last epoch"),
-    "batch_size": Field(128, int, _at_least(1), "sequences per step"),
+    "num_seeds": Field(1, int, _at_least(1, 10**4), "independent runs, trained side by side"),
+    "seed": Field(0, int, _at_least(0, 2**32 - 1), "the run's root seed; seed s of a run never depends on num_seeds"),
+    "num_epochs": Field(201, int, _at_least(1, 10**6), "an epoch is floor(users / batch_size) steps"),
+    "eval_every": Field(25, int, _at_least(1, 10**6), "epochs between evaluations; one always follows the last epoch"),
+    "batch_size": Field(128, int, _at_least(1, 10**6), "sequences per step"),
     "learning_rate": Field(1e-3, float, POSITIVE, "Adam's step size, constant"),
-    "osf": Field(math.inf, float, Rule("above 0, or inf", lambda value: value > 0),
+    "osf": Field(math.inf, float, OVERSAMPLING,
                  "oversampling factor: only floor(osf * steps per epoch) distinct batches are made; inf: always fresh"),
     "reference": Field(False, bool, ANY, "true: behave as the paper's released code wherever it differs"),
-    "steps_per_dispatch": Field(0, int, _at_least(0), "most training steps of one device program; 0: about 2 seconds"),
-    "seeds_per_chunk": Field(0, int, _at_least(0), "seeds that train side by side; 0: as many as memory holds"),
+    "steps_per_dispatch": Field(0, int, _at_least(0, 10**6), "most steps of one device program; 0: about 2 seconds"),
+    "seeds_per_chunk": Field(0, int, _at_least(0, 10**4), "seeds that train side by side; 0: as many as memory holds"),
     "checkpoint_seconds": Field(5.0, float, NOT_NEGATIVE,
                                 "least time between checkpoints; never under 20 times what the last one took"),
     "debug": Field(False, bool, ANY, "check every operation's result, and name the first that is not a number; slow"),
-    "num_buckets": Field(4, int, _at_least(1), "pieces of a batch by length, so that few pads are computed; 1: padded"),
+    "num_buckets": Field(4, int, _at_least(1, 1000),
+                         "pieces of a batch by length, so that few pads are computed; 1: padded"),
     "data.path": Field("", str, ANY, "the raw interaction file (plain, .gz or inside a .zip)"),
     "data.format": Field("auto", str, _one_of(*DATA_FORMATS), "the file's format; auto looks at the file"),
     "data.member": Field("", str, ANY, "which file of a .zip, where its name does not tell"),
@@ -136,12 +143,12 @@ FIELDS: dict[str, Field] = {
     "data.synthetic.num_rows": Field(100_000, int, _at_least(1), "rows of the synthetic data (format=synthetic)"),
     "data.synthetic.num_users": Field(2_000, int, _at_least(1), "its users"),
     "data.synthetic.num_items": Field(1_000, int, _at_least(2), "its items"),
-    "data.synthetic.seed": Field(0, int, _at_least(0), "its seed"),
-    "sampler.num_in_batch": Field(10, int, _at_least(0), "in-batch negatives, where a method draws any"),
-    "sampler.num_uniform": Field(100, int, _at_least(0), "uniform negatives, where a method draws any"),
-    "sampler.num_popularity": Field(50, int, _at_least(0),
+    "data.synthetic.seed": Field(0, int, _at_least(0, 2**32 - 1), "its seed"),
+    "sampler.num_in_batch": Field(10, int, _at_least(0, 10**6), "in-batch negatives, where a method draws any"),
+    "sampler.num_uniform": Field(100, int, _at_least(0, 10**6), "uniform negatives, where a method draws any"),
+    "sampler.num_popularity": Field(50, int, _at_least(0, 10**6),
                                     "negatives of popularity, inverse_popularity and popularity_cohort"),
-    "sampler.num_kept": Field(5, int, _at_least(1),
+    "sampler.num_kept": Field(5, int, _at_least(1, 10**6),
                               "candidates kept (adaptive, adaptive_mixed, softmax_hard); M of dns"),
     "sampler.scope": Field("sequence", str, _one_of("sequence", "position", "batch"),
                            "who shares one set of negatives: a sequence's positions, nobody, or the batch"),
@@ -153,11 +160,12 @@ FIELDS: dict[str, Field] = {
     "sampler.dns_form": Field("average", str, _one_of("average", "random_one"),
                               "dns keeps the top M, or one of them at random"),
     "sampler.rho": Field(0.5, float, NOT_NEGATIVE, "hardness of softmax_hard; 0: all of the pool alike"),
-    "sampler.exponent": Field(1.0, float, NOT_NEGATIVE, "popularity draws by frequency to this power"),
-    "model.width": Field(50, int, _at_least(1), "width of the embeddings and of every layer"),
-    "model.num_blocks": Field(2, int, _at_least(1), "transformer blocks"),
-    "model.num_heads": Field(1, int, _at_least(1), "attention heads; they divide the width"),
-    "model.max_len": Field(50, int, _at_least(1), "last items of a history that the model sees"),
+    "sampler.exponent": Field(1.0, float, Rule("0 or more, 10 at most", lambda value: 0 <= value <= 10),
+                              "popularity draws by frequency to this power"),
+    "model.width": Field(50, int, _at_least(1, 10**4), "width of the embeddings and of every layer"),
+    "model.num_blocks": Field(2, int, _at_least(1, 1000), "transformer blocks"),
+    "model.num_heads": Field(1, int, _at_least(1, 10**4), "attention heads; they divide the width"),
+    "model.max_len": Field(50, int, _at_least(1, 10**5), "last items of a history that the model sees"),
     "model.dropout": Field(0.2, float, BELOW_ONE, "dropout of embeddings, attention and feed-forward layers"),
     "optimizer.b1": Field(0.9, float, BELOW_ONE, "Adam's decay of the mean"),
     "optimizer.b2": Field(0.98, float, BELOW_ONE, "Adam's decay of the variance"),
@@ -171,14 +179,14 @@ FIELDS: dict[str, Field] = {
                               "gbce's t; 0: plain bce"),
     "loss.score_penalty": Field(1.0, float, NOT_NEGATIVE, "weight of the squared scores (bpr_max)"),
     "loss.temperature": Field(1.0, float, POSITIVE, "infonce divides its scores by it"),
-    "loss.chunk": Field(1024, int, _at_least(1), "items that full_softmax scores at a time: memory against speed"),
+    "loss.chunk": Field(1024, int, _at_least(1, 10**6), "items that full_softmax scores at a time"),
     "loss.count_pads": Field(None, bool, ANY, "padded positions join the means"),
     "loss.keep_unselected": Field(None, bool, ANY, "candidates that were not kept join the mean as constants"),
-    "eval.ks": Field((10,), tuple, POSITIVE_INTS, "the K of HR@K and its kin; 10 always joins them"),
+    "eval.ks": Field((10,), tuple, KS, "the K of HR@K and its kin; 10 always joins them"),
     "eval.opauc_betas": Field((), tuple, SHARES, "columns opauc@beta: AUC up to these false positive rates; 1: AUC"),
     "eval.filter_seen": Field(False, bool, ANY, "leave a user's earlier items out of the ranking"),
     "eval.rolling_history": Field(False, bool, ANY, "a test user's earlier test items join the history"),
-    "eval.memory_mb": Field(256, int, _at_least(1), "bound on the scores held at once"),
+    "eval.memory_mb": Field(256, int, _at_least(1, 10**6), "bound on the scores held at once"),
     "eval.empty_balance": Field(None, float, Rule("nan or 1", lambda value: math.isnan(value) or value == 1),
                                 "Balance where nothing is hit, or a cohort is empty"),
 }
@@ -242,6 +250,12 @@ def allowed(field: Field) -> str:
     return kinds[field.kind] if field.rule is ANY else f"{kinds[field.kind]}, {field.rule.text}"
 
 
+def shown(value: Any) -> str:
+    """A value for a message, shortened."""
+    text = repr(value)
+    return text if len(text) <= 100 else text[:97] + "..."
+
+
 def validate(config: Mapping[str, Any]) -> None:
     """Raises one InputError that names every wrong value of the config, with what is allowed."""
     values = flatten(config)
@@ -250,7 +264,7 @@ def validate(config: Mapping[str, Any]) -> None:
     missing = [name for name in FIELDS if name not in values]
     if missing:
         raise InputError(f"config lacks the fields {', '.join(missing)}: start from jaxneg.config.base()")
-    wrong = [f"config.{name}={value!r} is not allowed: {allowed(FIELDS[name])}"
+    wrong = [f"config.{name}={shown(value)} is not allowed: {allowed(FIELDS[name])}"
              for name, value in values.items() if not _fits(value, FIELDS[name])]
     wrong = wrong or _conflicts(values)
     if wrong:
@@ -328,6 +342,13 @@ def _conflicts(values: Mapping[str, Any]) -> list[str]:
         wrong.append(f"config.sampler.num_kept={kept} is more than the pool of {pool} ({sizes}): keep {pool} or fewer")
     if values["data.test_fraction"] + values["data.valid_fraction"] >= 1:
         wrong.append("config.data.test_fraction + config.data.valid_fraction must be below 1")
+    if values["data.format"] == "synthetic" and values["data.path"]:
+        wrong.append(f"config.data.path={shown(values['data.path'])} would not be read, because config.data.format is "
+                     f"'synthetic': set --config.data.format=auto too, or take another config file")
+    columns = {values[f"data.{name}_column"] for name in ("user", "item", "time")}
+    if len(columns) < 3 or "" in columns:
+        wrong.append("config.data.user_column, item_column and time_column must be three different names: "
+                     + ", ".join(shown(values[f"data.{name}_column"]) for name in ("user", "item", "time")))
     return wrong + _loss_conflicts(values)
 
 

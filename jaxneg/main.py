@@ -55,6 +55,9 @@ def main(argv: list[str]) -> int:
     except signals.Stopped as stopped:
         print(f"jaxneg: {stopped}", file=sys.stderr)
         return stopped.code
+    except MemoryError as error:
+        print(f"jaxneg: not enough memory for these settings ({_one_line(error) or 'none is left'})", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("jaxneg: interrupted", file=sys.stderr)
         return 130
@@ -65,19 +68,24 @@ def parse_flags(argv: list[str]) -> tuple[config_dict.FrozenConfigDict, str, boo
     source, argv = _take_config_flag(argv)
     config = load_config(source)
     for arg in argv[1:]:
-        override = re.match(r"--?(?:no)?config\.([^=]+)", arg)
+        override = re.match(r"--?(?:no)?config\.([^=]*)", arg)
         if override:
             config_lib.known(override[1])
+        elif re.match(r"--?(flagfile|undefok)\b", arg):  # absl's own: they would let flags pass unchecked
+            raise InputError(f"flag {arg!r} is not allowed: give every flag on the command line")
     values = flags.FlagValues()
     try:
         config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
         flags.DEFINE_string("workdir", None, "folder for the results", flag_values=values)
         flags.DEFINE_bool("extend", False, "accept more epochs or seeds, and other versions", flag_values=values)
         rest = values(argv)[1:]
-    except flags.Error as error:
-        field = re.match(r"flag --config\.([\w.]+)=", str(error))
-        hint = f" (allowed: {config_lib.allowed(config_lib.known(field[1]))})" if field else ""
-        raise InputError(_one_line(error) + hint) from error
+    except (flags.Error, ValueError) as error:
+        wrong = re.match(r"flag --config\.([\w.]+)=(.*?): ", str(error), re.DOTALL)
+        if not wrong:
+            raise InputError(_one_line(error)) from error
+        name, value = wrong[1], wrong[2] if len(wrong[2]) <= 100 else wrong[2][:97] + "..."
+        allowed = config_lib.allowed(config_lib.known(name))
+        raise InputError(f"config.{name}={value} is not allowed: {allowed}") from error
     if rest:
         raise InputError(f"unexpected argument {rest[0]!r}: every setting is a flag, as in --workdir=DIR")
     if not values.workdir:
@@ -92,14 +100,18 @@ def load_config(source: str) -> config_dict.ConfigDict:
     """
     name, *argument = source.split(":", 1)
     path = pathlib.Path(name)
-    if not path.is_file():
+    try:
+        is_file = path.is_file()
+    except OSError as error:
+        raise InputError(f"--config={source}: cannot be read ({error.strerror})") from error
+    if not is_file:
         there = ", ".join(str(file) for file in sorted(path.parent.glob("*.py"))) or "none"
         raise InputError(f"--config={source}: there is no file {path}; the .py files in {path.parent}: {there}")
     try:
         config = runpy.run_path(name)["get_config"](*argument)
     except InputError:
         raise
-    except Exception as error:  # the config file is the user's own code: whatever it raises is about that file
+    except (Exception, SystemExit) as error:  # the file is the user's own code: whatever it raises is about that file
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == name]
         where = f" in line {lines[-1]}" if lines else ""
         raise InputError(f"--config={source}: {type(error).__name__}{where}: {_one_line(error)}") from error
@@ -149,7 +161,7 @@ def _one_line(error: Exception) -> str:
     """An exception's message in one line, without the dump of all fields that a locked config adds."""
     text = str(error.args[0]) if error.args else str(error)
     text = re.sub(r"Other fields present.*?(?=Did you mean|$)", "", text, flags=re.DOTALL)
-    return " ".join(text.split()).strip("'")
+    return " ".join(text.split())
 
 
 if __name__ == "__main__":

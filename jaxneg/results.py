@@ -5,6 +5,7 @@ often each item is recommended. Everything that is reported derives from those t
 """
 
 import argparse
+import csv
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from jaxneg import metrics
-from jaxneg.errors import InputError
+from jaxneg.errors import InputError, refuse
 
 COHORTS = ("head", "mid", "tail")
 MAIN_K = 10  # Balance, the best epoch and the table are all at 10
@@ -210,9 +211,46 @@ def _notes(method: str, group: pd.DataFrame) -> Iterator[str]:
 
 
 def read_results(path: str | Path) -> pd.DataFrame:
-    """Rows of results.csv, numbers as they were written. Only an empty field is missing, not "NA"."""
+    """Rows of results.csv, numbers as they were written. Only an empty field is missing, not "NA".
+
+    Raises InputError where the file is not such a table: not there, no text, no row, a column missing, text where a
+    number belongs.
+    """
     text = {"dataset": str, "method": str, "status": str}
-    return pd.read_csv(path, keep_default_na=False, na_values=[""], dtype=text, engine="python")
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            lengths = [len(fields) for fields in csv.reader(file, strict=True)]
+        uneven = next((row for row, length in enumerate(lengths) if length != lengths[0]), 0)
+        if uneven:
+            raise InputError(f"{path}: row {uneven} has {lengths[uneven]} fields, and the header has {lengths[0]}")
+        frame = pd.read_csv(path, keep_default_na=False, na_values=[""], dtype=text, engine="python", index_col=False)
+    except InputError:
+        raise
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: there is no such file; a finished run writes it") from error
+    except (OSError, ValueError, OverflowError, csv.Error) as error:
+        raise InputError(f"{path}: is not a table as a run writes it ({error})") from error
+    missing = [name for name in RESULT_COLUMNS if name not in frame]
+    if missing:
+        raise InputError(f"{path}: is not a table as a run writes it: no column {', '.join(missing)}")
+    if frame.empty:
+        raise InputError(f"{path}: has a header and no row; a finished run writes one row per seed")
+    for name in RESULT_COLUMNS:
+        if name not in text and not pd.api.types.is_numeric_dtype(frame[name]):
+            values = [str(value) for value in frame[name].dropna()]
+            wrong = next((value for value in values if not _is_number(value)), values[0])
+            raise InputError(f"{path}: {name} is {wrong[:60]!r}; a number is wanted")
+        if name in ("dataset", "method", "seed") and frame[name].isna().any():
+            raise InputError(f"{path}: row {int(frame[name].isna().argmax()) + 1}: {name} is empty")
+    return frame
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def find_results(folders: Sequence[str | Path]) -> pd.DataFrame:
@@ -222,7 +260,10 @@ def find_results(folders: Sequence[str | Path]) -> pd.DataFrame:
     """
     runs = []
     for folder in folders:
-        found = sorted(Path(folder).rglob("results.csv"))
+        try:
+            found = sorted(Path(folder).rglob("results.csv"))
+        except (OSError, ValueError) as error:  # a name too long, or with a NUL
+            raise InputError(f"{str(folder)[:200]}: cannot be searched ({error}); name a folder") from error
         if not found:
             raise InputError(f"{folder}: no results.csv in or below it; name a folder with a finished run")
         runs += found
@@ -235,6 +276,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     parser = argparse.ArgumentParser(prog="python -m jaxneg.results", description="One table of several finished runs.")
     parser.add_argument("folders", nargs="+", metavar="DIR", help="folders to search for results.csv")
+    parser.error = refuse
     try:
         print(results_table(find_results(parser.parse_args(arguments).folders)), end="")
     except InputError as error:

@@ -1,6 +1,5 @@
 """From a prepared folder to device arrays: the training set, its mini-batches, and the cases to rank."""
 
-import json
 import pathlib
 from typing import NamedTuple
 
@@ -9,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
+from jaxneg.data import store
 from jaxneg.errors import InputError
 from jaxneg.types import Batch, Dataset, EvalCases
 
@@ -36,11 +36,9 @@ class Prepared(NamedTuple):
 
 
 def load(folder: str | pathlib.Path) -> Prepared:
-    """The prepared folder as memory-mapped arrays; no pickle is ever read."""
-    folder = pathlib.Path(folder)
-    names = [name for name in Prepared._fields if name != "meta"]
-    arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in names}
-    return Prepared(**arrays, meta=json.loads((folder / "meta.json").read_text()))
+    """The prepared folder as memory-mapped arrays. Raises InputError where it is damaged (see `store.read`)."""
+    arrays, meta = store.read(pathlib.Path(folder))
+    return Prepared(**{name: arrays[name] for name in Prepared._fields if name != "meta"}, meta=meta)
 
 
 def training_set(prepared: Prepared) -> Dataset:

@@ -6,6 +6,7 @@
 import argparse
 import hashlib
 import http.client
+import os
 import pathlib
 import re
 import sys
@@ -15,7 +16,8 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from jaxneg.errors import InputError
+from jaxneg.data.archive import check_is_file
+from jaxneg.errors import InputError, refuse
 
 BLOCK_BYTES = 1 << 20
 TIMEOUT_SECONDS = 30
@@ -59,7 +61,8 @@ def download(source: Source, out_dir: str | pathlib.Path) -> pathlib.Path:
     checksum or the number of lines differs, or the folder cannot be written.
     """
     path = pathlib.Path(out_dir) / source.filename
-    if path.exists():
+    if os.path.lexists(path):
+        check_is_file(path)
         _check(path, source, f"remove {path} to fetch it again")
         return path
     if not source.url:
@@ -69,7 +72,7 @@ def download(source: Source, out_dir: str | pathlib.Path) -> pathlib.Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(part, "ab"):
             pass
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise InputError(f"out {out_dir} cannot be written ({error})") from error
     _fetch(source, part, path)
     try:
@@ -158,12 +161,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m jaxneg.data.download", description=__doc__.split("\n")[0])
     parser.add_argument("dataset", choices=list(SOURCES), help="which file")
     parser.add_argument("--out", default=".", help="the folder to put it in (this one)")
-    given = parser.parse_args(arguments)
-    source = SOURCES[given.dataset]
+    parser.error = refuse
     try:
+        given = parser.parse_args(arguments)
+        source = SOURCES[given.dataset]
         path = download(source, given.out)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"jaxneg: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nstopped; the same command resumes", file=sys.stderr)

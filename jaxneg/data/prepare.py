@@ -8,7 +8,7 @@ Users are numbered 0..U-1 by raw id (sessions: by raw id, then time), items 1..V
 
 import math
 import pathlib
-import sys
+import re
 import time as clock
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -22,6 +22,7 @@ from jaxneg.errors import InputError
 
 SPLITS = ("temporal", "leave_one_out")
 DAY_SECONDS = 86400
+LARGE_BYTES = 100_000_000  # a file that takes seconds to read: that is said beforehand
 PAD_ID = -1  # stands in item_ids[0] where ids are integers; "" where they are text
 
 
@@ -73,20 +74,21 @@ def prepare(
 
     def build():
         start = clock.perf_counter()
-        say(f"reading {path}")
+        if path.stat().st_size >= LARGE_BYTES:
+            store.say(f"reading {path}")
         frame = raw.read(path, format, columns=columns, member=member)
-        say(f"read {len(frame):,} rows ({frame.attrs['format']}) in {clock.perf_counter() - start:.1f} s; preparing")
         arrays, meta = prepare_frame(frame, settings, source=str(path))
-        say(f"prepared {meta['num_rows']:,} rows of {meta['num_users']:,} users and {meta['num_items']:,} items, "
-            f"{meta['num_test_cases']:,} test cases, in {clock.perf_counter() - start:.1f} s")  # fmt: skip
+        store.say(f"{path}: read {len(frame):,} rows ({meta['format']}); prepared {meta['num_rows']:,} of "
+                  f"{meta['num_users']:,} users and {meta['num_items']:,} items, {meta['num_test_cases']:,} test "
+                  f"cases, in {clock.perf_counter() - start:.1f} s")  # fmt: skip
         return arrays, meta
 
-    return store.cached(cache_dir, name or path.name.split(".")[0], key, build)
+    return store.cached(cache_dir, name or _name(path), key, build)
 
 
-def say(line: str) -> None:
-    """A line of progress, on stderr."""
-    print(f"jaxneg: {line}", file=sys.stderr, flush=True)
+def _name(path: pathlib.Path) -> str:
+    """A name for the prepared folder, from the file's: what comes before the first dot, made fit."""
+    return re.sub(r"[^\w-]", "_", path.name.split(".")[0])[:100].lstrip("-") or "data"
 
 
 def check(settings: PrepareSettings) -> None:

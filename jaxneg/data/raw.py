@@ -18,14 +18,16 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
-from jaxneg.data.archive import open_stream
+from jaxneg.data import archive
 from jaxneg.errors import InputError
 
 COLUMNS = ("SessionId", "ItemId", "Time")  # of a table, unless others are stated
 PARQUET_MAGIC = b"PAR1"
 HEAD_BYTES = 1 << 16
 BLOCK_BYTES = 1 << 23
+BYTES_PER_VALUE = 8  # of a parquet column once it is read
 MAX_ID_LENGTH = 256  # characters; ids are kept as fixed-width text
+MAX_TIME_LENGTH = 64  # characters of a time that is text
 MAX_TIME = 2**53  # above it a float64 no longer tells two whole numbers apart
 INTEGER = r"^(0|-?[1-9][0-9]{0,17})$"  # "007" and "7" are two ids, so 007 keeps a column from being integers
 TIME_RULE = "a time is a number >= 0 (seconds since 1970, or a rank) or a date since 1970"
@@ -101,7 +103,7 @@ def read(
         raise InputError(f"format is {format!r}; allowed are {', '.join(NAMES)}")
     if len(columns) != 3 or len(set(columns)) != 3 or not all(isinstance(c, str) and c for c in columns):
         raise InputError(f"columns is {tuple(columns)}; allowed are three different names: user, item, time")
-    with open_stream(path, member) as stream:
+    with archive.open_stream(path, member) as stream:
         head = stream.read(HEAD_BYTES)
         stream.seek(0)
         if head.startswith(PARQUET_MAGIC):
@@ -146,10 +148,14 @@ def _detect(path, head: bytes, format: str, columns: Sequence[str]) -> tuple[str
 
 
 def _first_line(path, head: bytes) -> str:
-    lines = head.removeprefix(b"\xef\xbb\xbf").splitlines()
-    line = next((line for line in lines if line.strip()), b"")
+    head = head.removeprefix(b"\xef\xbb\xbf").lstrip(b"\r\n")
+    line = head.splitlines()[0] if head.strip() else b""
     if not line:
         raise InputError(f"{path}: there is no row of data in it")
+    if len(line) == len(head) and len(head) > HEAD_BYTES - 4:
+        shown = line[:40].decode(errors="replace")
+        raise InputError(f"{path}: its first line, {shown!r}..., has more than {HEAD_BYTES:,} bytes; a line per row is "
+                         f"wanted")  # fmt: skip
     if b"\0" in line:
         raise InputError(f"{path}: is neither UTF-8 text nor parquet, nor a gzip or zip of one")
     try:
@@ -181,42 +187,69 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _read_text(stream, path, spec: RawFormat, wanted: Sequence[str]) -> pa.Table:
-    """Parses the wanted columns in blocks: ids as dictionaries of text, times as whatever they look like."""
+    """Parses the wanted columns in blocks: ids as dictionaries of text, times as what they look like at first."""
     names = [name or f"empty_{i}" for i, name in enumerate(spec.names)]
     empty = [name for name in names if name.startswith("empty_")]
     text = pa.dictionary(pa.int32(), pa.string())
-    types = {name: text for name in wanted if name != spec.columns[2]} | {name: pa.null() for name in empty}
+    time = spec.columns[2]
+    types = {name: text for name in wanted if name != time} | {name: pa.null() for name in empty}
     read_options = pacsv.ReadOptions(column_names=names or None, block_size=BLOCK_BYTES)
     parse_options = pacsv.ParseOptions(delimiter=spec.delimiter)
-    convert_options = pacsv.ConvertOptions(
-        include_columns=[*wanted, *empty], column_types=types, strings_can_be_null=True
-    )
+
+    def parse(types: dict) -> pa.Table:
+        options = pacsv.ConvertOptions(
+            include_columns=[*wanted, *empty], column_types=types, strings_can_be_null=True
+        )
+        return pacsv.read_csv(stream, read_options, parse_options, options).select(list(wanted))
+
     try:
-        return pacsv.read_csv(stream, read_options, parse_options, convert_options).select(list(wanted))
-    except pa.ArrowInvalid as error:
-        problem = str(error)
-    try:  # once more without threads: only then does the message name the row
+        return parse(types)
+    except pa.ArrowException:
         stream.seek(0)
-        read_options.use_threads = False
-        pacsv.read_csv(stream, read_options, parse_options, convert_options)
-    except pa.ArrowInvalid as error:
-        problem = str(error)
-    problem = re.sub(r"Row #(\d+)", lambda found: f"row {int(found[1]) - spec.header}", problem.splitlines()[0])
-    problem = problem[:300] + (f"; a row is {spec.example}" if spec.example else "")
-    raise InputError(f"{path}: cannot be parsed: {problem}")
+    # Again, without threads: only then does the message name the row. And with times as text: whole numbers in the
+    # first block and fractions in a later one are no fault.
+    read_options.use_threads = False
+    try:
+        return parse(types | {time: pa.string()})
+    except pa.ArrowException as error:
+        raise InputError(f"{path}: cannot be parsed: {_problem(str(error), spec)}") from error
+
+
+def _problem(told: str, spec: RawFormat) -> str:
+    """What the parser says, with rows counted from 1 after the header, and what a row should be."""
+    told = told.removeprefix("CSV parse error: ")
+    if "straddling" in told:
+        told = f"a row has more than {BLOCK_BYTES:,} bytes: is a line break missing?"
+    told = re.sub(r"Row #(\d+)", lambda found: f"row {int(found[1]) - spec.header}", told)[:300]
+    return told + (f"; a row is {spec.example}" if spec.example else "")
 
 
 def _read_parquet(stream, path, wanted: Sequence[str]) -> pa.Table:
-    source = stream if stream.seekable() and isinstance(stream, io.BufferedReader) else pa.BufferReader(stream.read())
+    source = stream if isinstance(stream, io.BufferedReader) else pa.BufferReader(stream.read())
     try:
         file = pq.ParquetFile(source)
-        missing = [name for name in wanted if name not in file.schema_arrow.names]
-        if missing:
-            has = _listed(file.schema_arrow.names)
-            raise InputError(f"{path}: no column {', '.join(missing)}; the file has {has}")
+        schema, num_rows = file.schema_arrow, file.metadata.num_rows
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        raise InputError(f"{path}: is not a sound parquet file ({_line(error)})") from error
+    missing = [name for name in wanted if name not in schema.names]
+    if missing:
+        raise InputError(f"{path}: no column {', '.join(missing)}; the file has {_listed(schema.names)}")
+    double = [name for name in wanted if schema.names.count(name) > 1]
+    if double:
+        raise InputError(f"{path}: column {double[0]} is there more than once")
+    limit = archive.max_unpacked(pathlib.Path(path))
+    if num_rows * len(wanted) * BYTES_PER_VALUE > limit:
+        raise archive.too_large(path, limit)
+    text = [name for name in wanted if _is_text(schema.field(name).type)]
+    try:  # text stays a dictionary: a long one that every row repeats is then held once
+        file = pq.ParquetFile(source, metadata=file.metadata, read_dictionary=text)
         return file.read(columns=list(wanted)).select(list(wanted))
-    except pa.ArrowException as error:
-        raise InputError(f"{path}: is not a sound parquet file ({str(error).splitlines()[0][:200]})") from error
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        raise InputError(f"{path}: is not a sound parquet file ({_line(error)})") from error
+
+
+def _line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def _ids(column: pa.ChunkedArray, path, name: str) -> np.ndarray | pd.Categorical:
@@ -252,6 +285,8 @@ def _decode(codes: np.ndarray, values: pa.Array, path, name: str) -> np.ndarray 
         used = np.isin(codes, blank)
         if used.any():
             raise InputError(f"{path}: row {int(np.argmax(used)) + 1}: {name} is empty; every row needs an id")
+    if pc.any(pc.match_substring(values, "\0")).as_py():
+        raise InputError(f"{path}: an id in {name} has a NUL byte in it; ids are whole numbers or text")
     longest = pc.max(pc.utf8_length(values)).as_py()
     if longest > MAX_ID_LENGTH:
         raise InputError(f"{path}: an id in {name} has {longest} characters; at most {MAX_ID_LENGTH} are allowed")
@@ -270,6 +305,9 @@ def _times(column: pa.ChunkedArray, path, name: str) -> tuple[np.ndarray, int]:
         raise InputError(f"{path}: row {_first(pc.is_null(column))}: {name} is empty or NaN; {TIME_RULE}")
     kind = column.type
     if pa.types.is_dictionary(kind):
+        if _is_text(kind.value_type):
+            for chunk in column.chunks:
+                _check_length(chunk.dictionary, path, name)
         column, kind = column.cast(kind.value_type), kind.value_type
     if pa.types.is_date(kind) or pa.types.is_timestamp(kind):
         whole = pa.types.is_date(kind) or kind.unit == "s"
@@ -290,7 +328,14 @@ def _times(column: pa.ChunkedArray, path, name: str) -> tuple[np.ndarray, int]:
         return values.astype(np.int64, copy=False), 1
     if (values == np.floor(values)).all():
         return values.astype(np.int64), 1
-    return np.round(values * 1000.0).astype(np.int64), 1000
+    return np.round(values.astype(np.float64) * 1000.0).astype(np.int64), 1000
+
+
+def _check_length(texts: pa.Array, path, name: str) -> None:
+    longest = pc.max(pc.utf8_length(texts)).as_py() or 0
+    if longest > MAX_TIME_LENGTH:
+        raise InputError(f"{path}: a {name} has {longest} characters, at most {MAX_TIME_LENGTH} are allowed: "
+                         f"{TIME_RULE}")  # fmt: skip
 
 
 def _checked(values: np.ndarray, path, name: str) -> np.ndarray:

@@ -19,8 +19,9 @@ import pandas as pd
 
 from jaxneg.data import prepare as preparation
 from jaxneg.data import raw, store
-from jaxneg.errors import InputError
+from jaxneg.errors import InputError, refuse
 
+LARGE_ROWS = 5_000_000  # rows that take seconds to generate: that is said beforehand
 CHUNK_ROWS = 1 << 23  # what is drawn at once, to bound the memory
 START = 1_577_836_800  # 2020-01-01, in seconds
 SUCCESSOR_WEIGHTS = (0.5, 0.25, 0.15, 0.1)
@@ -63,7 +64,7 @@ def check(settings: SyntheticSettings) -> None:
     s = settings
     rules = [
         ("num_users", 1 <= s.num_users < 2**31, "a number from 1 to 2^31 - 1"),
-        ("num_rows", s.num_rows >= s.num_users, "a number >= num_users"),
+        ("num_rows", s.num_users <= s.num_rows < 2**31, "a number from num_users to 2^31 - 1"),
         ("num_items", 2 <= s.num_items < 2**31, "a number from 2 to 2^31 - 1"),
         ("seed", s.seed >= 0, "a number >= 0"),
         ("num_tastes", 1 <= s.num_tastes <= s.num_items // 2, "a number from 1 to num_items / 2"),
@@ -194,7 +195,8 @@ def prepare_synthetic(
     key = {"synthetic": settings._asdict(), "settings": prepare_settings._asdict()}
 
     def build():
-        preparation.say(f"generating {settings.num_rows:,} synthetic rows")
+        if settings.num_rows >= LARGE_ROWS:
+            store.say(f"generating {settings.num_rows:,} synthetic rows")
         frame = generate(**settings._asdict())
         arrays, meta = preparation.prepare_frame(frame, prepare_settings, source="synthetic data")
         return arrays, {**meta, "synthetic": settings._asdict()}
@@ -232,14 +234,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--tastes", type=int, default=DEFAULT.num_tastes, help="groups of items (%(default)s)")
     parser.add_argument("--days", type=float, default=DEFAULT.days, help="length of the period (%(default)s)")
     parser.add_argument("--out", required=True, help="a file in .parquet, .csv, .tsv, .csv.gz or .tsv.gz")
-    given = parser.parse_args(arguments)
-    num_users = given.users or max(given.rows // 50, 1)
-    num_items = given.items or max(round(30 * math.sqrt(given.rows / 50)), 2 * given.tastes)
+    parser.error = refuse
     try:
+        given = parser.parse_args(arguments)
+        if not 1 <= given.rows < 2**31:
+            raise InputError(f"--rows={given.rows} is not allowed: a number from 1 to 2^31 - 1")
+        num_users = given.users or max(given.rows // 50, 1)
+        num_items = given.items or max(round(30 * math.sqrt(given.rows / 50)), 2 * given.tastes)
         frame = generate(given.rows, num_users, num_items, given.seed, num_tastes=given.tastes, days=given.days)
         write(frame, given.out)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"jaxneg: {error}", file=sys.stderr)
         return 2
     print(f"{given.out}: {given.rows:,} rows, {num_users:,} users, {num_items:,} items", file=sys.stderr)
     return 0

@@ -176,7 +176,7 @@ def test_command(server, tmp_path, monkeypatch, capsys):
     assert f"no checksum is published for file.zip; its sha256 is {hashlib.sha256(CONTENT).hexdigest()}" in told.err
     assert "next: python -m jaxneg.main --config=configs/ml1m.py" in told.out
     assert download.main(["retailrocket", "--out", str(tmp_path)]) == 2
-    assert "error: events.csv needs a login: get events.csv from https://www.kaggle.com" in capsys.readouterr().err
+    assert "jaxneg: events.csv needs a login: get events.csv from https://www.kaggle.com" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", download.SOURCES)

@@ -95,7 +95,7 @@ def test_split_has_train_users_in_test():
 
 
 @pytest.mark.parametrize("change, message", [
-    ({"num_rows": 5, "num_users": 10}, "synthetic num_rows is 5; allowed is a number >= num_users"),
+    ({"num_rows": 5, "num_users": 10}, "synthetic num_rows is 5; allowed is a number from num_users to"),
     ({"num_users": 0}, "synthetic num_users is 0"),
     ({"num_items": 1}, "synthetic num_items is 1"),
     ({"num_items": 30}, "synthetic num_tastes is 20; allowed is a number from 1 to num_items / 2"),
