@@ -1,13 +1,14 @@
 """The command line: help, values that arrive, and one line with exit code 2 for whatever is wrong."""
 
 import pathlib
+import signal
 import subprocess
 import sys
 import types
 
 import pytest
 
-from jaxneg import config, main
+from jaxneg import config, main, signals
 from jaxneg.errors import InputError
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
@@ -17,10 +18,11 @@ QUICKSTART = f"--config={CONFIGS}/quickstart.py"
 @pytest.fixture
 def experiment(monkeypatch):
     """In place of jaxneg.experiment: `calls` holds what run was given; `error`, if set, is what it raises."""
-    fake = types.SimpleNamespace(calls=[], error=None)
+    fake = types.SimpleNamespace(calls=[], error=None, extend=None)
 
-    def run(resolved, workdir):
+    def run(resolved, workdir, extend):
         fake.calls.append((resolved, workdir))
+        fake.extend = extend
         if fake.error:
             raise fake.error
 
@@ -100,6 +102,19 @@ def test_input_errors_of_the_run(experiment, capsys):
     experiment.error = InputError("data.path=x.csv: no such file")
     assert run_main(QUICKSTART, "--workdir=x") == 2
     assert capsys.readouterr().err == "jaxneg: data.path=x.csv: no such file\n"
+
+
+@pytest.mark.parametrize(("args", "extend"), [([], False), (["--extend"], True), (["--noextend"], False)])
+def test_extend(experiment, args, extend):
+    assert run_main(QUICKSTART, "--workdir=x", *args) == 0
+    assert experiment.extend is extend
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_is_one_line_and_its_code(experiment, capsys, number, code):
+    experiment.error = signals.Stopped(number, " after step 7 of 9")
+    assert run_main(QUICKSTART, "--workdir=x") == code
+    assert capsys.readouterr().err == f"jaxneg: stopped by {number.name} after step 7 of 9\n"
 
 
 def test_an_interrupt_is_one_line(experiment, capsys):
