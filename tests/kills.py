@@ -105,7 +105,7 @@ def main(out: str) -> None:
         cache, rng, report = folder / "cache", np.random.default_rng(0), {"command": "python tests/kills.py OUT.json"}
         report |= {"cores": os.cpu_count(), "python": platform.python_version()}
         cases = {
-            "random": ([(MOMENTS[i % 3], float(rng.uniform(2, 12))) for i in range(24)], {"num_epochs": 400}),
+            "random": ([(MOMENTS[i % 3], float(rng.uniform(2, 12))) for i in range(24)], {"num_epochs": 1000}),
             "every_ten_seconds": (500 * [("any", 10.0)],
                                   {"num_epochs": 3000, "steps_per_dispatch": 0, "checkpoint_seconds": 5.0}),
         }  # fmt: skip

@@ -41,7 +41,7 @@ def test_a_process_told_to_stop_says_so_in_one_line(cache, tmp_path, number):
 
 @pytest.mark.slow
 def test_many_kills(cache, tmp_path):
-    others = {"num_epochs": 400, "eval_every": 25}
+    others = {"num_epochs": 1000, "eval_every": 25}
     kills.survive(tmp_path / "alone", cache, [("never", 0.0)], **others)
     waits = [(kills.MOMENTS[i % 3], 3.0 + i % 7) for i in range(24)]
     assert kills.survive(tmp_path / "killed", cache, waits, **others)["kills"] >= 20

@@ -1,5 +1,7 @@
 """Seeds side by side: the same draws alone, together, and on any number of devices."""
 
+import os
+import pathlib
 import subprocess
 import sys
 
@@ -47,4 +49,12 @@ assert np.array_equal(drawn[1], drawn[8]) and np.array_equal(drawn[1], drawn[3])
 def test_seeds_that_the_devices_do_not_divide(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
     done = subprocess.run([sys.executable, "-c", FAKE_DEVICES], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_twenty_seeds_are_the_same_on_eight_devices_and_alone(monkeypatch):
+    """After 20 steps: the draws bit for bit, the weights to 1e-4."""
+    monkeypatch.setenv("XLA_FLAGS", f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8")
+    script = pathlib.Path(__file__).with_name("on_devices.py")
+    done = subprocess.run([sys.executable, script, "adaptive_mixed"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

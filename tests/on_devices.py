@@ -1,0 +1,68 @@
+"""Twenty seeds on one device and on eight, and one of them alone: the same draws, and nearly the same weights.
+
+    XLA_FLAGS=--xla_force_host_platform_device_count=8 python tests/on_devices.py
+"""
+
+import functools
+import pathlib
+import sys
+import tempfile
+
+import jax
+import numpy as np
+
+from jaxneg import losses, optimizer, parallel, samplers, train
+from jaxneg.data import buckets, prepare, synthetic
+from jaxneg.data import dataset as data
+from jaxneg.models import sasrec
+
+NUM_SEEDS, NUM_STEPS, ALONE = 20, 20, 13
+
+
+def main(method_name: str, folder: str) -> None:
+    made = synthetic.SyntheticSettings(num_rows=2000, num_users=100, num_items=60)
+    prepared = data.load(synthetic.prepare_synthetic(made, prepare.DEFAULT, cache_dir=pathlib.Path(folder)))
+    dataset = data.training_set(prepared)
+    settings = samplers.Settings(num_in_batch=3, num_uniform=3, num_kept=2)
+    method = samplers.make(method_name, prepared.num_items, settings)
+    model, adam = sasrec.SASRec(1, 1, 8, 6), optimizer.adam()
+    step = train.make_step(
+        model=model, method=method, loss=losses.bce, optimizer=adam, batch_size=16, num_items=prepared.num_items,
+        history_size=data.longest_history(dataset), buckets=(buckets.Bucket(8, 6), buckets.Bucket(8, 4)),
+    )  # fmt: skip
+    init = functools.partial(train.init_state, model=model, num_items=prepared.num_items, optimizer=adam)
+    tables = method.proposal.init(np.asarray(prepared.item_counts))
+    hyper = train.Hyper(np.float32(1e-2), np.float32(0.2), np.float32(1.0))
+
+    def draw(state, tables, dataset):
+        keys, batch = step.draw(state, dataset)
+        candidates = method.proposal.sample(keys.proposal, tables, batch)
+        return (batch, candidates.item_ids, candidates.mask), candidates.log_q
+
+    def run(layout, first=0):
+        """(the draws of the step after the last, their log q and the weights) of a layout's seeds."""
+        keys = parallel.seed_keys(layout, 5, first)
+        state = parallel.over_seeds(init, layout, (True, True))(keys, parallel.repeat(layout, hyper))
+        shared = parallel.put_shared(layout, (tables, dataset))
+        steps = functools.partial(train.run_steps, step)
+        advance = parallel.over_devices(steps, layout, (False, True, False, False))
+        state = advance(np.int32(NUM_STEPS), state, *shared)
+        draws, log_q = parallel.over_seeds(draw, layout, (True, False, False))(state, *shared)
+        return jax.tree.map(np.asarray, parallel.take(layout, (draws, (log_q, state.params))))
+
+    devices = jax.local_devices()
+    draws, floats = run(parallel.seed_layout(NUM_SEEDS, devices[:1]))
+    others = {f"on {len(devices)} devices": run(parallel.seed_layout(NUM_SEEDS, devices))}
+    alone = run(parallel.seed_layout(1, devices[:1]), ALONE)
+    mine = jax.tree.map(lambda x: x[ALONE : ALONE + 1], (draws, floats))
+    pairs = [(others[name], (draws, floats), name) for name in others] + [(alone, mine, "alone")]
+    for (other_draws, other_floats), (own_draws, own_floats), name in pairs:
+        jax.tree.map(functools.partial(np.testing.assert_array_equal, err_msg=name), other_draws, own_draws)
+        jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-4, err_msg=name), other_floats, own_floats)
+    spread = np.ptp(floats[1]["item_table"], axis=0).max()
+    assert len(devices) == 8 and spread > 1e-2, "the seeds do differ"
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder:
+        main(sys.argv[1], folder)
