@@ -193,7 +193,9 @@ def _read_text(stream, path, spec: RawFormat, wanted: Sequence[str]) -> pa.Table
     text = pa.dictionary(pa.int32(), pa.string())
     time = spec.columns[2]
     types = {name: text for name in wanted if name != time} | {name: pa.null() for name in empty}
-    read_options = pacsv.ReadOptions(column_names=names or None, block_size=BLOCK_BYTES)
+    # Without threads: the message of an error then names the row, and Arrow's pool of threads, left by an error with
+    # work undone, makes the process hang or abort at its end (pyarrow 26).
+    read_options = pacsv.ReadOptions(column_names=names or None, block_size=BLOCK_BYTES, use_threads=False)
     parse_options = pacsv.ParseOptions(delimiter=spec.delimiter)
 
     def parse(types: dict) -> pa.Table:
@@ -206,10 +208,7 @@ def _read_text(stream, path, spec: RawFormat, wanted: Sequence[str]) -> pa.Table
         return parse(types)
     except pa.ArrowException:
         stream.seek(0)
-    # Again, without threads: only then does the message name the row. And with times as text: whole numbers in the
-    # first block and fractions in a later one are no fault.
-    read_options.use_threads = False
-    try:
+    try:  # with times as text: whole numbers in the first block and fractions in a later one are no fault
         return parse(types | {time: pa.string()})
     except pa.ArrowException as error:
         raise InputError(f"{path}: cannot be parsed: {_problem(str(error), spec)}") from error
@@ -243,7 +242,7 @@ def _read_parquet(stream, path, wanted: Sequence[str]) -> pa.Table:
     text = [name for name in wanted if _is_text(schema.field(name).type)]
     try:  # text stays a dictionary: a long one that every row repeats is then held once
         file = pq.ParquetFile(source, metadata=file.metadata, read_dictionary=text)
-        return file.read(columns=list(wanted)).select(list(wanted))
+        return file.read(columns=list(wanted), use_threads=False).select(list(wanted))
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         raise InputError(f"{path}: is not a sound parquet file ({_line(error)})") from error
 
@@ -260,7 +259,7 @@ def _ids(column: pa.ChunkedArray, path, name: str) -> np.ndarray | pd.Categorica
     if pa.types.is_dictionary(kind) and not _is_text(kind.value_type):
         column, kind = column.cast(kind.value_type), kind.value_type
     if pa.types.is_floating(kind):
-        values = column.to_numpy()
+        values = column.to_numpy().astype(np.float64, copy=False)
         wrong = ~(np.isfinite(values) & (values == np.round(values)) & (np.abs(values) < MAX_TIME))
         if wrong.any():
             row = int(np.argmax(wrong))
@@ -319,8 +318,10 @@ def _times(column: pa.ChunkedArray, path, name: str) -> tuple[np.ndarray, int]:
         if np.isnan(values).any():
             row = int(np.argmax(np.isnan(values)))
             raise InputError(f"{path}: row {row + 1}: {name} is {str(text.iloc[row])[:60]!r}; {TIME_RULE}")
-    elif pa.types.is_integer(kind) or pa.types.is_floating(kind):
+    elif pa.types.is_integer(kind):
         values = column.to_numpy()
+    elif pa.types.is_floating(kind):
+        values = column.to_numpy().astype(np.float64, copy=False)
     else:
         raise InputError(f"{path}: column {name} has the type {kind}; {TIME_RULE}")
     values = _checked(values, path, name)
@@ -328,7 +329,7 @@ def _times(column: pa.ChunkedArray, path, name: str) -> tuple[np.ndarray, int]:
         return values.astype(np.int64, copy=False), 1
     if (values == np.floor(values)).all():
         return values.astype(np.int64), 1
-    return np.round(values.astype(np.float64) * 1000.0).astype(np.int64), 1000
+    return np.round(values * 1000.0).astype(np.int64), 1000
 
 
 def _check_length(texts: pa.Array, path, name: str) -> None:
