@@ -17,6 +17,7 @@ from jaxneg.data import dataset as data
 from jaxneg.models import sasrec
 
 NUM_SEEDS, NUM_STEPS, ALONE = 20, 20, 13
+KEY_BIAS = "['key']['bias']"  # moves by rounding alone: a softmax over keys does not feel it, and Adam scales it up
 
 
 def main(method_name: str, folder: str) -> None:
@@ -58,7 +59,11 @@ def main(method_name: str, folder: str) -> None:
     pairs = [(others[name], (draws, floats), name) for name in others] + [(alone, mine, "alone")]
     for (other_draws, other_floats), (own_draws, own_floats), name in pairs:
         jax.tree.map(functools.partial(np.testing.assert_array_equal, err_msg=name), other_draws, own_draws)
-        jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-4, err_msg=name), other_floats, own_floats)
+        leaves = zip(jax.tree.leaves_with_path(other_floats), jax.tree.leaves(own_floats), strict=True)
+        for (path, other), own in leaves:
+            where = jax.tree_util.keystr(path)
+            if KEY_BIAS not in where:
+                np.testing.assert_allclose(other, own, atol=1e-4, err_msg=f"{name}: {where}")
     spread = np.ptp(floats[1]["item_table"], axis=0).max()
     assert len(devices) == 8 and spread > 1e-2, "the seeds do differ"
 
