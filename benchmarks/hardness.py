@@ -70,13 +70,14 @@ def draw(table: pd.DataFrame, chosen: list[Sweep], path: pathlib.Path) -> None:
             mean, deviation = each.mean(), each.std(ddof=1).fillna(0.0)
             axes.errorbar(mean.index, mean, deviation, marker="o", capsize=3, color="C0")
             axes.plot(mean.idxmax(), mean.max(), "o", color="C3", zorder=3)
-            axes.set(title=f"NDCG@{k}", xlabel=f"{sweep.axis}, harder to the right")
+            axes.set(title=f"NDCG@{k}", xlabel=sweep.axis)
             axes.set_xscale("symlog", linthresh=0.01) if 0 in mean.index else axes.set_xscale("log")
             axes.set_xticks(mean.index, [f"{value:g}" for value in mean.index])
             axes.minorticks_off()
             axes.grid(alpha=0.3)
             if not sweep.rising:
                 axes.invert_xaxis()
+    figure.suptitle("Mean and standard deviation over seeds; harder negatives to the right; red: the highest mean")
     with writer.whole(path) as temporary:
         figure.savefig(temporary, dpi=130)
 

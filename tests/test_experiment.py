@@ -391,8 +391,8 @@ def test_the_release_form_runs(cache, tmp_path, method):
 
 
 @pytest.mark.parametrize("method, others", [
-    ("dns", {"loss__name": "bpr", "sampler__dns_form": "random_one", "sampler__pool": "mixed"}),
-    ("mixed", {"loss__name": "sampled_softmax", "sampler__mixture": ("uniform", "popularity", "popularity_cohort")}),
+    ("dns", {"loss__name": "bpr", "sampler__dns_form": "random_one", "sampler__pool": "mixed",
+             "sampler__mixture": ("uniform", "popularity", "in_batch")}),
     ("catalogue", {"loss__name": "full_softmax", "loss__chunk": 32}),
 ])  # fmt: skip
 def test_other_samplers_and_losses_run_by_config_and_are_named(cache, tmp_path, method, others):

@@ -31,9 +31,9 @@ def advance_alone(step):
     return jax.jit(advance)
 
 
-def parts(prepared, method="uniform", max_len=6, loss=None, **others):
-    """(init, step, tables, dataset) of a small run; the loss is bce, and full_softmax for the method it goes with."""
-    loss = loss or ("full_softmax" if method == "catalogue" else "bce")
+def parts(prepared, method="uniform", max_len=6, loss="bce", **others):
+    """(init, step, tables, dataset) of a small run."""
+    loss = "full_softmax" if method == "catalogue" else loss
     settings = samplers.Settings(num_in_batch=3, num_uniform=3, num_popularity=3, num_kept=2)
     chosen = samplers.make(method, prepared.num_items, settings)
     model, adam = sasrec.SASRec(1, 1, 8, max_len), optimizer.adam()
@@ -47,9 +47,15 @@ def parts(prepared, method="uniform", max_len=6, loss=None, **others):
     return init, step, tables, jax.tree.map(jnp.asarray, dataset)
 
 
+# Each loss but bce with a method that it suits, so that one test serves all methods and all losses.
+LOSS_WITH = {"popularity": "gbce", "in_batch": "top1_max", "mixed": "sampled_softmax", "adaptive_mixed": "infonce",
+             "dns": "bpr", "softmax_hard": "bpr_max", "catalogue": "full_softmax"}
+
+
 @pytest.mark.parametrize("method", samplers.METHODS)
-def test_every_method_learns(prepared, method):
-    init, step, tables, dataset = parts(prepared, method)
+def test_every_method_and_every_loss_learns(prepared, method):
+    assert {*LOSS_WITH.values(), "bce"} == set(losses.LOSSES)
+    init, step, tables, dataset = parts(prepared, method, loss=LOSS_WITH.get(method, "bce"))
     advance = advance_alone(step)
     state = advance(10, init(jax.random.key(0), HYPER), tables, dataset)
     first = state.loss_sum / 10
@@ -58,19 +64,6 @@ def test_every_method_learns(prepared, method):
     assert int(state.step) == 100
     assert state.loss_sum / 10 < first - 0.01
     assert not np.any(np.asarray(state.params["item_table"])[0])  # the pad's row never moves
-
-
-@pytest.mark.parametrize("loss, method", [("gbce", "popularity"), ("bpr", "dns"), ("bpr_max", "softmax_hard"),
-                                          ("top1_max", "in_batch"), ("sampled_softmax", "mixed"),
-                                          ("infonce", "adaptive_mixed")])
-def test_every_loss_learns(prepared, loss, method):
-    init, step, tables, dataset = parts(prepared, method, loss=loss)
-    advance = advance_alone(step)
-    state = advance(10, init(jax.random.key(0), HYPER), tables, dataset)
-    first = state.loss_sum / 10
-    state = advance(10, advance(60, state, tables, dataset)._replace(loss_sum=jnp.zeros(())), tables, dataset)
-    assert state.loss_sum / 10 < first - 0.01
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
 
 
 def test_the_split_of_steps_into_dispatches_changes_nothing(prepared):
