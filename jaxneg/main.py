@@ -45,7 +45,8 @@ def main(argv: list[str]) -> int:
         print(f"jaxneg: {error}", file=sys.stderr)
         return 2
     except MemoryError as error:
-        print(f"jaxneg: not enough memory for these settings ({_one_line(error) or 'none is left'})", file=sys.stderr)
+        told = " ".join(str(error).split()) or "none is left"
+        print(f"jaxneg: not enough memory for these settings ({told})", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("jaxneg: interrupted", file=sys.stderr)
