@@ -56,7 +56,8 @@ def main(argv: list[str]) -> int:
         print(f"jaxneg: {stopped}", file=sys.stderr)
         return stopped.code
     except MemoryError as error:
-        print(f"jaxneg: not enough memory for these settings ({_one_line(error) or 'none is left'})", file=sys.stderr)
+        told = " ".join(str(error).split()) or "none is left"
+        print(f"jaxneg: not enough memory for these settings ({told})", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("jaxneg: interrupted", file=sys.stderr)

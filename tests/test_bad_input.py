@@ -226,8 +226,8 @@ FILES = {
                                                                          "min_item_rows=5"]),
     "every user once": ("a.csv", lines("{u},{i},{t}\n", "user,item,time\n", [(n, n % 5, n) for n in range(99)]), [],
                         ["0 items are left of 99 rows", "min_user_rows=2"]),
-    "no test row of a known user": ("a.csv", HEAD + b"".join(b"%d,%d,%d\n" % (n // 20, n % 5, n) for n in range(100)),
-                                    ["--config.data.valid_fraction=0.15"], ["temporal split has no test case"]),
+    "no test row of a known user": ("a.csv", HEAD + b"".join(b"%d,%d,%d\n" % (n // 95, n % 5, n) for n in range(100)),
+                                    ["--config.data.min_item_rows=1"], ["temporal split has no test case"]),
     "too short for leave-one-out": ("a.csv", HEAD + b"1,1,1\n1,2,2\n2,1,3\n2,2,4\n",
                                     ["--config.data.split=leave_one_out", "--config.data.min_item_rows=1"],
                                     ["leave_one_out split has no test case"]),
@@ -274,7 +274,6 @@ FILES = {
     "zip with a drive letter": ("a.zip", zipped(("C:/ratings.csv", TABLE)), [], ["'C:/ratings.csv'", "leaves"]),
     "zip with a symbolic link": ("a.zip", linked(), [], ["'passwords' is a symbolic link"]),
     "zip that unpacks to more than it says": ("a.zip", lying(1000), [], ["is not what it declares"]),
-    "zip that unpacks to less than it says": ("a.zip", lying(9_000_000), [], ["truncated or damaged"]),
     "zip that says it is huge": ("a.zip", lying(4_000_000_000), [], ["unpacks to more than 268,435,456 bytes",
                                                                      "100 times"]),
     # parquet
@@ -549,7 +548,7 @@ def test_more_negatives_than_items_is_found_when_the_data_is_there(capsys, tmp_p
               f"--config.data.cache_dir={tmp_path}/cache"]  # fmt: skip
     main.main(["main.py", *config, f"--workdir={tmp_path}/run"])  # prepares the data, and says so
     capsys.readouterr()
-    assert_refused(capsys, tmp_path, config, ["sampler.num_uniform is 91", "at most the number of items, 90"])
+    assert_refused(capsys, tmp_path, config, ["sampler.num_uniform is 91", "at most the number of items, 88"])
     assert not (tmp_path / "run").exists()
 
 
@@ -560,7 +559,8 @@ COMMANDS = {
     "no config": (["--workdir=x"], ["--config is needed"]),
     "an empty config": (["--config="], ["--config is needed"]),
     "no workdir": ([QUICKSTART, "--workdir="], ["--workdir is needed", "--workdir=runs/first"]),
-    "a flag without its value": ([QUICKSTART, "--config.seed"], ["Missing value for flag --config.seed"]),
+    "a flag without its value": ([QUICKSTART, "--workdir=x", "--config.data.cache_dir=x", "--config.seed"],
+                                  ["Missing value for flag --config.seed"]),
     "a flag as the value of another": ([QUICKSTART, "--config.seed", "--config.seed"], ["config.seed=--config.seed"]),
     "an unknown flag": ([QUICKSTART, "--wrokdir=x", "--workdir=x"], ["wrokdir", "workdir"]),
     "three dashes": ([QUICKSTART, "---config.seed=1"], ["-config.seed"]),
@@ -603,16 +603,19 @@ CONFIG_FILES = {
     "never ends its calls": ("def get_config():\n    return get_config()\n", ["RecursionError"]),
     "imports what is not there": ("import nowhere_to_be_found\n", ["ModuleNotFoundError in line 1"]),
     "a number as get_config": ("get_config = 5\n", ["TypeError", "not callable"]),
-    "gives nothing": ("def get_config():\n    pass\n", ["get_config must return a config made by jaxneg.config.base()"]),
+    "gives nothing": ("def get_config():\n    pass\n", ["get_config must return a config made by jaxneg.config"]),
     "gives a dict": ("def get_config():\n    return {'seed': 1}\n", ["made by jaxneg.config.base()"]),
     "a misspelt field": (BASE + "    c.batchsize = 3\n    return c\n", ['Did you mean "batch_size"']),
     "a wrong type": (BASE + "    c.batch_size = 'x'\n    return c\n", ["TypeError in line 4"]),
     "a wrong value": (BASE + "    c.batch_size = 0\n    return c\n", ["config.batch_size=0", "1 or more"]),
     "a field more": (BASE + "    c.unlock()\n    c.extra = 1\n    return c\n", ["no field 'extra'"]),
     "a field less": (BASE + "    c.unlock()\n    del c.osf\n    return c\n", ["lacks the fields osf"]),
-    "a list": (BASE + "    c.unlock()\n    c.osf = [1]\n    return c\n", ["config.osf=[1]", "a number"]),
+    "a list": (BASE + "    c.osf = [1]\n    return c\n", ["TypeError in line 4", "'osf'", "list"]),
+    "a list, typed anew": (BASE + "    c.unlock()\n    del c.osf\n    c.osf = [1]\n    return c\n",
+                           ["config.osf=[1]", "a number"]),
     "None": (BASE + "    c.unlock()\n    c.osf = None\n    return c\n", ["config.osf=None", "a number"]),
-    "text for a group": (BASE + "    c.unlock()\n    c.model = 'x'\n    return c\n", ["config.model is a group"]),
+    "text for a group": (BASE + "    c.unlock()\n    del c.model\n    c.model = 'x'\n    return c\n",
+                         ["config.model is a group of fields"]),
 }
 
 
@@ -735,7 +738,7 @@ DAMAGES = {
     "more users than there are": (sealed(change_array("item_counts", set_at(1, 8))), ["item_counts", "to 8", "0 to 7"]),
     "an unknown cohort": (sealed(change_array("item_cohorts", set_at(1, 3))), ["item_cohorts", "to 3", "0 to 2"]),
     "a pickled array": (pickled, ["items.npy: has "]),
-    "a pickled array, sealed": (sealed(pickled), ["items.npy: is not an array that can be read", "allow_pickle=False"]),
+    "a pickled array, sealed": (sealed(pickled), ["items.npy: is not an array that can be read", "Python objects"]),
     "a zip as an array": (sealed(change_bytes("items.npy", lambda b: zipped(("a.npy", b)))), ["items.npy: is not an"]),
     "text as an array": (sealed(change_bytes("items.npy", lambda b: b"1,2,3\n")), ["items.npy: is not an array"]),
 }
@@ -750,7 +753,7 @@ def test_a_damaged_folder_is_refused_when_read_and_made_again_from_the_raw_file(
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     capsys.readouterr()
     damage(folder)
-    if "fingerprint" not in case:  # of which only the caller knows what it should be
+    if "fingerprint" not in says[0]:  # of which only the caller knows what it should be
         with pytest.raises(InputError) as error:
             data.load(folder)
         assert str(error.value).startswith(str(folder)) and all(words in str(error.value) for words in says)
@@ -759,7 +762,7 @@ def test_a_damaged_folder_is_refused_when_read_and_made_again_from_the_raw_file(
     assert warning.startswith(f"jaxneg: {folder}") and warning.endswith("; it is made again")
     assert all(words in warning for words in says) and "prepared 200" in done
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
-    assert list(cache.iterdir()) == [folder]
+    assert list(cache.iterdir()) == [folder]  # and no file that a loaded pickle would have made
 
 
 def test_a_sound_folder_of_others_is_used_and_a_closed_cache_refused(public_folder, capsys):
@@ -857,7 +860,7 @@ TABLES = {
     "cut in a row": (lambda rows: b"".join(rows)[:-300], ["row 2 has ", "fields, and the header has "]),
     "a field more": (lambda rows: rows[0] + rows[1][:-1] + b",5\n", ["row 1 has ", "and the header has "]),
     "text as a number": (lambda rows: rows[0] + rows[1].replace(b",0.0", b",many", 1), ["is 'many", "a number"]),
-    "a huge number": (lambda rows: rows[0] + rows[1].replace(b",ok,", b",ok," + b"9" * 400, 1), ["is '999", "a number"]),
+    "a huge number": (lambda rows: rows[0] + rows[1].replace(b",ok,", b",ok," + b"9" * 400, 1), ["is '9999", "number"]),
     "no method": (lambda rows: rows[0] + rows[1].replace(b"uniform", b""), ["row 1: method is empty"]),
     "an open quote": (lambda rows: rows[0] + b'"' + rows[1], ["is not a table as a run writes it"]),
     "an endless field": (lambda rows: rows[0] + b"x" * 200_000 + b"\n", ["is not a table", "field limit"]),

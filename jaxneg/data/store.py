@@ -110,14 +110,13 @@ def read(folder: pathlib.Path) -> tuple[dict[str, np.ndarray], dict]:
                 raise InputError(f"{path}: has {found:,} bytes, and {size} were written")
             if _crc32(path) != crc32:
                 raise InputError(f"{path}: is damaged (its checksum is not the one in meta.json)")
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
-            got = (array.shape, array.dtype.str)
         except OSError as error:
             raise InputError(f"{path}: cannot be read ({reason(error)})") from error
-        except (ValueError, AttributeError) as error:  # sizes fit, so somebody wrote another kind of file here
-            if isinstance(error, InputError):
-                raise
+        try:  # of .npy files alone: np.load would open a zip, too, whatever its name
+            array = np.lib.format.open_memmap(path, mode="r")
+        except (OSError, ValueError, TypeError, OverflowError) as error:  # it is as written, but who wrote it?
             raise InputError(f"{path}: is not an array that can be read ({reason(error)})") from error
+        got = (array.shape, array.dtype.str)
         wanted = (shapes[name], np.dtype(DTYPES[name]).str if DTYPES[name] else dtype)
         if got != wanted:
             raise InputError(f"{path}: has the shape and type {got}, and {wanted} are wanted")
