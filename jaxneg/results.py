@@ -29,6 +29,8 @@ RESULT_COLUMNS = (
     "tail_cases", "cold_cases", "train_seconds",
 )  # fmt: skip
 
+LATER_COLUMNS = ("popular_share@10",)  # tables that jaxneg wrote before it had these are read all the same
+
 
 def metric_ks(ks: Sequence[int]) -> tuple[int, ...]:
     """The list of K to evaluate at: ascending, without repeats, and 10 always among them."""
@@ -230,12 +232,12 @@ def read_results(path: str | Path) -> pd.DataFrame:
         raise InputError(f"{path}: there is no such file; a finished run writes it") from error
     except (OSError, ValueError, OverflowError, csv.Error) as error:
         raise InputError(f"{path}: is not a table as a run writes it ({error})") from error
-    missing = [name for name in RESULT_COLUMNS if name not in frame]
+    missing = [name for name in RESULT_COLUMNS if name not in (*frame, *LATER_COLUMNS)]
     if missing:
         raise InputError(f"{path}: is not a table as a run writes it: no column {', '.join(missing)}")
     if frame.empty:
         raise InputError(f"{path}: has a header and no row; a finished run writes one row per seed")
-    for name in RESULT_COLUMNS:
+    for name in frame.columns.intersection(RESULT_COLUMNS):
         if name not in text and not pd.api.types.is_numeric_dtype(frame[name]):
             values = [str(value) for value in frame[name].dropna()]
             wrong = next((value for value in values if not _is_number(value)), values[0])

@@ -484,7 +484,10 @@ VALUES = {
     "osf=1e308": ["config.osf=1e+308", "1e6 at most"],
     "osf=nan": ["config.osf=nan", "above 0, or inf"],
     "reference=perhaps": ["config.reference=perhaps", "true or false"],
-    "steps_per_dispatch=0": ["config.steps_per_dispatch=0", "1 or more"],
+    "steps_per_dispatch=-1": ["config.steps_per_dispatch=-1", "0 or more"],
+    "seeds_per_chunk=-2": ["config.seeds_per_chunk=-2", "0 or more"],
+    "checkpoint_seconds=nan": ["config.checkpoint_seconds=nan", "0 or more"],
+    "debug=maybe": ["config.debug=maybe", "true or false"],
     "num_buckets=1001": ["config.num_buckets=1001", "1000 at most"],
     "method=mixd": ["config.method='mixd'", "one of uniform, popularity"],
     "dataset=": ["config.dataset=''", "1 to 60 letters"],
@@ -520,7 +523,7 @@ VALUES = {
     "model.dropout=1": ["config.model.dropout=1.0", "below 1"],
     "optimizer.b2=1": ["config.optimizer.b2=1.0", "below 1"],
     "optimizer.epsilon=0": ["config.optimizer.epsilon=0.0", "above 0"],
-    "loss.name=bpr": ["config.loss.name='bpr'", "one of bce"],
+    "loss.name=bpq": ["config.loss.name='bpq'", "one of bce"],
     "loss.negative_weight=1e300": ["config.loss.negative_weight=1e+300", "1e30 at most"],
     "eval.ks=()": ["config.eval.ks=()", "as in (5, 10)"],
     "eval.ks=ten": ["config.eval.ks=('ten',)", "as in (5, 10)"],
@@ -829,7 +832,7 @@ def test_files_may_not_grow_beyond_a_limit(tmp_path):
 
 
 def test_too_little_memory_is_one_line(capsys, tmp_path, monkeypatch):
-    def run(config, workdir):
+    def run(config, workdir, extend):
         np.empty(2**60, np.int8)
 
     monkeypatch.setattr(experiment, "run", run)
