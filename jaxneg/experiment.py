@@ -103,7 +103,7 @@ def run(config, workdir: str | pathlib.Path) -> pathlib.Path:
         write_results(plan, prepared, baselines, progress)
     tables = [results.read_results(folder / name) for name in ("baselines.csv", "results.csv")]
     print(results.results_table(pd.concat(tables)))
-    print(f"files: {folder}/results.csv, baselines.csv, metrics.jsonl, cases.npz, model.npz, config.json")
+    print(f"files: {folder}/results.csv, baselines.csv, metrics.jsonl, cases.npz, model.npz, items.npz, config.json")
     return results_path
 
 
@@ -378,7 +378,7 @@ def evaluate_seeds(plan: Plan, epoch: int, state: train.TrainState, progress: Pr
 
 
 def write_results(plan: Plan, prepared: data.Prepared, baselines: list[dict], progress: Progress) -> None:
-    """cases.npz, model.npz, baselines.csv and, last because it marks the run as complete, results.csv."""
+    """cases.npz, model.npz, items.npz, baselines.csv and, last because it marks the run as complete, results.csv."""
     config, num_seeds = plan.config, plan.layout.num_seeds
     metrics = [json.loads(line) for line in (plan.folder / "metrics.jsonl").read_text().splitlines()]
     rows = [seed_row(config, [row for row in metrics if row["seed"] == seed], progress) for seed in range(num_seeds)]
@@ -389,6 +389,7 @@ def write_results(plan: Plan, prepared: data.Prepared, baselines: list[dict], pr
         seed=np.arange(num_seeds), num_above=progress.num_above, num_tied=progress.num_tied,
     )  # fmt: skip
     writer.write_arrays(plan.folder / "model.npz", **flatten_dict(progress.best_params, sep="/"))
+    writer.write_arrays(plan.folder / "items.npz", count=plan.item_counts, cohort=np.asarray(prepared.item_cohorts))
     writer.write_csv(plan.folder / "baselines.csv", baselines)
     writer.write_csv(plan.folder / "results.csv", rows)
 
