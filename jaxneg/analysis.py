@@ -64,11 +64,6 @@ class Pair(NamedTuple):
         return self.welch_holm < statistics.SIGNIFICANT
 
 
-def lines(study: runs.Study) -> list[Line]:
-    """The numbers of all variants of a study."""
-    return [line(variant) for variant in study.variants]
-
-
 def line(variant: runs.Variant) -> Line:
     """The numbers of one variant. Seeds that failed are left out."""
     rows, cases = variant.ok, runs.read_cases(variant)

@@ -10,7 +10,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 from matplotlib.ticker import MaxNLocator
-from matplotlib.transforms import Bbox
 
 DPI = 140
 FRONT_COLOUR = "#999999"
@@ -122,43 +121,48 @@ def place_labels(
     figure = axes.figure
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # what is measured from here on must stay where it is
-    renderer, inside = figure.canvas.get_renderer(), axes.get_window_extent()
+    renderer, inside = figure.canvas.get_renderer(), axes.get_window_extent().extents
     at = {name: axes.transData.transform(point) for name, point in points.items()}
-    taken = [Bbox.from_extents(*(place - 8), *(place + 8)) for place in at.values()]
+    taken = [_box(place, 8) for place in at.values()]  # boxes as left, bottom, right, top in pixels
     for ends in lines:
         start, end = axes.transData.transform(ends)
-        steps = np.linspace(0, 1, 2 + int(np.hypot(*(end - start)) / 6))[:, None]  # a slanting line as a row of dots
-        taken += [Bbox([place - 3, place + 3]) for place in start + steps * (end - start)]
+        steps = np.linspace(0, 1, 2 + int(np.hypot(*(end - start)) / 6))[:, None]  # a line as a row of dots
+        taken += [_box(place, 3) for place in start + steps * (end - start)]
     written = []
     for name, place in at.items():
         text = axes.annotate(name, points[name], xytext=(0, 0), textcoords="offset pixels", color=colours[name],
                              fontsize=9.5, ha="center", va="center", zorder=4)  # fmt: skip
-        size = text.get_window_extent(renderer).size
-        offset, cost = (0.0, 0.0), np.inf
-        for away, angle in itertools.product((0, 12, 26, 42, 60, 80, 110, 140), np.radians(range(0, 360, 30))):
-            direction = np.array([np.cos(angle), np.sin(angle)])
-            middle = place + direction * (size / 2 + 11 + away)
-            box = Bbox([middle - size / 2 - 2, middle + size / 2 + 2])
-            outside = box.width * box.height - _overlap(box, inside)
-            covered = sum(_overlap(box, other) for other in taken) + 10 * outside
-            if covered < cost:
-                offset, cost = tuple(middle - place), covered
-            if cost <= 0:
-                break
-        text.set_position(offset)
-        taken.append(text.get_window_extent(renderer).padded(2))
-        if np.hypot(*(np.abs(offset) - size / 2).clip(0)) > 18:
-            middle = place + np.array(offset)
-            edge = np.clip(place, middle - size / 2, middle + size / 2)  # the nearest point of the text's box
+        half = text.get_window_extent(renderer).size / 2
+        obstacles = np.array(taken)
+
+        def cost(middle, half=half, obstacles=obstacles):
+            box = _box(middle, half + 2)
+            outside = np.prod(box[2:] - box[:2]) - _overlaps(box, inside[None]).sum()
+            return _overlaps(box, obstacles).sum() + 10 * outside
+
+        directions = [np.array([np.cos(angle), np.sin(angle)]) for angle in np.radians(range(0, 360, 30))]
+        tried = [place + direction * (half + 11 + away)
+                 for away in (0, 12, 26, 42, 60, 80, 110, 140) for direction in directions]  # fmt: skip
+        middle = next((middle for middle in tried if cost(middle) <= 0), None)
+        middle = min(tried, key=cost) if middle is None else middle
+        text.set_position(tuple(middle - place))
+        taken.append(_box(middle, half + 2))
+        if np.hypot(*(np.abs(middle - place) - half).clip(0)) > 18:
+            edge = np.clip(place, middle - half, middle + half)  # the nearest point of the text's box
             line = {"arrowstyle": "-", "color": colours[name], "linewidth": 0.7}
             axes.annotate("", points[name], xytext=tuple(edge - place), textcoords="offset pixels", arrowprops=line)
         written.append(text)
     return written
 
 
-def _overlap(a: Bbox, b: Bbox) -> float:
-    both = Bbox.intersection(a, b)
-    return 0.0 if both is None else both.width * both.height
+def _box(middle: np.ndarray, half: np.ndarray | float) -> np.ndarray:
+    return np.concatenate([middle - half, middle + half])
+
+
+def _overlaps(box: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """The area that a box [4] shares with each of the others [n, 4]."""
+    sides = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
+    return np.prod(sides.clip(0), axis=1)
 
 
 def cohort_bars(
@@ -191,7 +195,7 @@ def learning_curves(panels: Mapping[str, Sequence[Curve]], styles: Mapping[str, 
             look = styles[curve.label]
             axes.plot(curve.x, curve.mean, color=look.colour, marker=look.marker, markersize=look.size / 1.8,
                       linewidth=1.5, label=curve.label, markeredgecolor="white", markeredgewidth=0.3)  # fmt: skip
-            axes.fill_between(curve.x, curve.low, curve.high, color=look.colour, alpha=0.15, linewidth=0)
+            axes.fill_between(curve.x, curve.low, curve.high, color=look.colour, alpha=0.12, linewidth=0)
         axes.set_title(name, fontsize=11)
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(_few_ticks(integer=True))

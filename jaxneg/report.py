@@ -30,6 +30,7 @@ NAMES = {"hr@10": "HR@10", "ndcg@10": "NDCG@10", "balance": "Balance", "coverage
          "eval_seconds": "evaluation seconds per run"}
 NAMES |= {f"{cohort}_{metric}@10": f"{cohort} {metric.upper()}@10"
           for metric in ("hr", "ndcg") for cohort in results.COHORTS}  # fmt: skip
+TIMES = ("train_seconds", "eval_seconds")  # each seed's share of one time: there is nothing to resample
 DECIMALS = {"balance": 3, "coverage@10": 3, "arp@10": 1, "popular_share@10": 3, "train_seconds": 1, "eval_seconds": 1}
 
 
@@ -42,9 +43,10 @@ def write(folders: Sequence[str | pathlib.Path], out: str | pathlib.Path | None 
     with writer.claimed(out or folders[0]) as folder:
         blocks, intervals = [*_head(found, unfinished)], []
         for study in runs.studies(found):
-            lines = sorted(analysis.lines(study), key=lambda line: plots.method_order(line.label))
-            blocks += study_blocks(study, lines, folder)
-            intervals += interval_rows(study, lines)
+            lines, osf_lines = (sorted(map(analysis.line, variants), key=lambda line: plots.method_order(line.label))
+                                for variants in (study.variants, study.osf_variants))  # fmt: skip
+            blocks += study_blocks(study, lines, osf_lines, folder)
+            intervals += interval_rows(study, lines + osf_lines)
         writer.write_csv(folder / "report.csv", intervals)
         for name, text in (("report.md", document.markdown(blocks)),
                            ("report.html", document.webpage("Negative sampling: report", blocks, folder))):  # fmt: skip
@@ -68,9 +70,11 @@ def _head(found: Sequence[runs.Run], unfinished: Sequence[pathlib.Path]) -> Iter
         yield Text(f"Not finished, and left out: {_listed([f'`{folder.name}`' for folder in unfinished])}.")
 
 
-def study_blocks(study: runs.Study, lines: Sequence[Line], folder: pathlib.Path) -> list[Block]:
+def study_blocks(
+    study: runs.Study, lines: Sequence[Line], osf_lines: Sequence[Line], folder: pathlib.Path
+) -> list[Block]:
     """All parts of one data set, in order; its pictures are written to `folder`."""
-    styles = plots.looks([line.label for line in lines] + [variant.method for variant in study.osf_variants])
+    styles = plots.looks([line.label for line in lines] + [line.variant.method for line in osf_lines])
     pairs = analysis.pairs(lines)
     parts = {
         "Results": result_part(study, lines),
@@ -79,7 +83,7 @@ def study_blocks(study: runs.Study, lines: Sequence[Line], folder: pathlib.Path)
         "Head, mid and tail": cohort_part(study, lines, styles, folder),
         "Learning curves": curve_part(study, lines, styles, folder),
         "Popularity of the items": popularity_part(study, folder),
-        "Oversampling factor": osf_part(study, lines, styles, folder),
+        "Oversampling factor": osf_part(study, lines, osf_lines, styles, folder),
         "Collapsed and failed seeds": collapse_part(lines),
         "Cost": cost_part(lines),
         "Beside the published results": published_part(study, lines),
@@ -131,6 +135,8 @@ def result_part(study: runs.Study, lines: Sequence[Line]) -> Iterator[Block]:
     rows = []
     for line in lines:
         for name, summary in line.summaries.items():
+            if name in TIMES:
+                continue
             rows.append([f"`{line.label}`", NAMES[name], str(summary.n), _value(name, summary.mean),
                          _value(name, summary.std), *(_interval(name, each) for each in summary[3:])])
     header = ["method", "metric", "n", "mean", "std", "95% over seeds", "95% over test users", "95% over both"]
@@ -141,7 +147,8 @@ def result_part(study: runs.Study, lines: Sequence[Line]) -> Iterator[Block]:
     if few:
         yield Text(f"Intervals over seeds are left out for {_listed([f'`{name}`' for name in few])}: fewer than "
                    f"{statistics.MIN_SEEDS} seeds tell too little.")  # fmt: skip
-    yield Text("Coverage, ARP and times have no interval over test users: the files hold them over all users only.")
+    yield Text("Coverage, ARP and popular share have no interval over test users: the files hold them over all users "
+               "only. Where head, mid and tail are nearly alike, the intervals of Balance over test users lie low.")
 
 
 def test_part(lines: Sequence[Line], pairs: Sequence[analysis.Pair]) -> Iterator[Block]:
@@ -248,13 +255,19 @@ def popularity_part(study: runs.Study, folder: pathlib.Path) -> Iterator[Block]:
                    "Training users of each item. Dotted: the lines between head, mid and tail, a third of all each.")
 
 
-def osf_part(study: runs.Study, lines: Sequence[Line], styles, folder: pathlib.Path) -> Iterator[Block]:
-    """Accuracy and time against OSF."""
-    if not study.osf_variants:
+def osf_part(study: runs.Study, lines: Sequence[Line], others: Sequence[Line], styles, folder) -> Iterator[Block]:
+    """Accuracy and time against OSF; `others` are the lines of other OSF than the chosen one."""
+    if not others:
         yield Text("Left out: no method was run with several values of OSF.")
         return
-    others = [analysis.line(variant) for variant in study.osf_variants]
     several = [line for line in [*lines, *others] if line.variant.method in {line.variant.method for line in others}]
+    places = [(line.variant.method, line.variant.osf) for line in several]
+    doubled = sorted({method for method, osf in places if places.count((method, osf)) > 1})
+    if doubled:
+        yield Text(f"Left out for {_listed([f'`{name}`' for name in doubled])}: its runs differ in other settings too.")
+    several = [line for line in several if line.variant.method not in doubled]
+    if not several:
+        return
     values = sorted({line.variant.osf for line in several}, key=float)
     places = [runs.told(value) for value in values]
     panels: dict[str, list[plots.Curve]] = {}
@@ -266,9 +279,8 @@ def osf_part(study: runs.Study, lines: Sequence[Line], styles, folder: pathlib.P
             below, above = np.array([_error(line, metric) for line in own]).T
             x = np.array([values.index(line.variant.osf) for line in own])
             panels[NAMES[metric]].append(plots.Curve(method, x, mean, mean - below, mean + above))
-    yield _picture(plots.against_osf(places, panels, styles | plots.looks([line.variant.method for line in several])),
-                   "osf", study, folder, f"OSF: how many epochs' worth of distinct batches a run sees. Bands: "
-                   f"{_error_words(several)}.")  # fmt: skip
+    yield _picture(plots.against_osf(places, panels, styles), "osf", study, folder, "OSF: how many epochs' worth of "
+                   f"distinct batches a run sees. Bands: {_error_words(several)}.")  # fmt: skip
     rows = [[f"`{line.variant.method}`", runs.told(line.variant.osf), _seed_count(line),
              *(_mean_and_std(line, name) for name in ("hr@10", "ndcg@10", "balance")),
              _value("train_seconds", line.mean("train_seconds"))]
@@ -308,11 +320,11 @@ def cost_part(lines: Sequence[Line]) -> Iterator[Block]:
     """Seconds per run, and hours for all seeds."""
     rows, total = [], 0.0
     for line in lines:
-        timed = [name for name in ("train_seconds", "eval_seconds") if name in line.variant.rows]
+        timed = [name for name in TIMES if name in line.variant.rows]
         hours = line.variant.rows[timed].to_numpy(float).sum() / 3600
         total += hours
         devices = dict.fromkeys(run.about.get("device", "unknown") for run in line.variant.runs)
-        seconds = [_value(name, line.mean(name)) for name in ("train_seconds", "eval_seconds")]
+        seconds = [_value(name, line.mean(name)) for name in TIMES]
         rows.append([f"`{line.label}`", _seed_count(line), *seconds, _hours(hours), _listed(list(devices))])
     yield _table(["method", "seeds", "training s per run", "evaluation s per run", "all seeds", "device"], rows)
     yield Text(f"All together {_hours(total)}. Seeds train side by side: a run's seconds are its share of the whole.")
@@ -495,7 +507,7 @@ def _with_interval(line: Line, name: str) -> str:
 def interval_rows(study: runs.Study, lines: Sequence[Line]) -> list[dict]:
     """report.csv: one row per method and metric."""
     rows = []
-    for line in [*lines, *(analysis.line(variant) for variant in study.osf_variants)]:
+    for line in lines:
         for name, summary in line.summaries.items():
             row = {"dataset": study.name, "method": line.variant.method, "variant": line.label, "osf": line.variant.osf,
                    "metric": name, "n": summary.n, "mean": summary.mean, "std": summary.std}  # fmt: skip

@@ -200,9 +200,9 @@ def _variants(groups: Sequence[list[Run]]) -> Iterator[Variant]:
         differing = [name for name in first.settings if name not in REPEATS_DIFFER_IN
                      and all(name in rival.settings for rival in rivals)
                      and len({json.dumps(rival.settings[name]) for rival in rivals}) > 1]  # fmt: skip
-        told = ", ".join(f"{name.rsplit('.', 1)[-1]}={told(first.settings[name])}" for name in differing)
+        words = ", ".join(f"{name.rsplit('.', 1)[-1]}={told(first.settings[name])}" for name in differing)
         rows = pd.concat([run.rows.assign(run=index) for index, run in enumerate(group)], ignore_index=True)
-        yield Variant(f"{first.method} ({told})" if told else first.method, first.method, tuple(group), rows)
+        yield Variant(f"{first.method} ({words})" if words else first.method, first.method, tuple(group), rows)
 
 
 def told(value: Any) -> str:
@@ -265,5 +265,5 @@ def _read_arrays(path: pathlib.Path, names: Sequence[str]) -> dict[str, np.ndarr
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in names}
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise InputError(f"{path}: is not a file of a run's arrays ({error!r})") from error

@@ -12,7 +12,7 @@ from scipy import stats
 
 CONFIDENCE = 0.95
 SIGNIFICANT = 0.05  # of adjusted p-values
-MIN_SEEDS = 5  # below it a bootstrap over seeds is mere guesswork: 4 seeds reach 88% at best, 3 reach 75%
+MIN_SEEDS = 5  # fewer cannot reach 95%: resamples of 4 values hold the mean in 88% of the cases at best, of 3 in 75%
 
 
 class Interval(NamedTuple):
@@ -51,6 +51,11 @@ def percentile_interval(resampled: np.ndarray, num_units: int | None = None) -> 
     With `num_units` (how many were resampled) the percentiles move outwards by what a t interval is wider than a
     normal one and by sqrt(n / (n - 1)): plain percentiles are too narrow for few units. (The expanded percentile
     interval of Hesterberg, "What Teachers Should Know About the Bootstrap", The American Statistician, 2015.)
+    Of normal values, it holds the mean in 92% of the cases for n = 5, 94% for 10, 95% for 20.
+
+    Balance falls with the noise in a cohort's mean, so where head, mid and tail are nearly alike its resamples lie low,
+    and the interval holds the truth in 85% to 88% of simulated cases (93% to 99% where they differ). Efron's bias
+    correction was tried and does worse: 80% to 83%.
     """
     known = resampled[np.isfinite(resampled)]
     if len(known) == 0:
