@@ -25,6 +25,7 @@ METHODS = {
     "adaptive_mixed": "the hardest of a mixed pool (AMNS); used where no method is named",
 }
 DEFAULT_METHOD = "adaptive_mixed"
+PAPER_METHODS = ("uniform", "popularity", "in_batch", "mixed", "adaptive", "adaptive_mixed")  # have published results
 
 DATA_FORMATS = ("auto", "movielens_dat", "movielens_csv", "movielens_100k", "amazon", "amazon_csv", "retailrocket",
                 "table", "parquet", "synthetic")
@@ -171,6 +172,15 @@ def parse_arg(arg: str | None) -> str:
     if method not in METHODS:
         raise InputError(f"unknown method {method!r}{_nearest(method, METHODS)}; known: {', '.join(METHODS)}")
     return method
+
+
+def parse_methods(text: str) -> list[str]:
+    """The methods that a list names: "all", "paper" (those with published results), or names with commas between them.
+
+    Raises InputError for a method that is not known.
+    """
+    named = {"all": list(METHODS), "paper": list(PAPER_METHODS)}.get(text, text.split(","))
+    return [parse_arg(name.strip() or repr(name)) for name in named]
 
 
 def use_method(config: config_dict.ConfigDict, method: str, settings: Mapping[str, Any]) -> config_dict.ConfigDict:

@@ -34,7 +34,6 @@ from jaxneg import main as jaxneg_main
 from jaxneg import report, results, writer
 from jaxneg.errors import InputError
 
-PAPER = ("uniform", "popularity", "in_batch", "mixed", "adaptive", "adaptive_mixed")
 STOP = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 
 
@@ -103,7 +102,7 @@ def plan(arguments: Sequence[str]) -> tuple[pathlib.Path, list[Run]]:
     if unknown:
         raise InputError(f"--{unknown[0]}.FIELD=VALUE names no config of this study: config, {', '.join(stems)}")
     runs = [run for source, stem in zip(given["config"], stems, strict=True)
-            for method in _methods(given["methods"])
+            for method in config_lib.parse_methods("".join(given["methods"]) or "all")
             for osf in _factors(given["osf"])
             for run in [_run(source, method, osf, settings.get("config", []) + settings.get(stem, []), workdir)]]
     for run in runs:
@@ -111,12 +110,6 @@ def plan(arguments: Sequence[str]) -> tuple[pathlib.Path, list[Run]]:
             raise InputError(f"{run.name} is named twice: two runs would share the folder {run.folder}; give each "
                              "config a --NAME.dataset of its own")  # fmt: skip
     return workdir, runs
-
-
-def _methods(given: Sequence[str]) -> list[str]:
-    text = given[0] if given else "all"
-    named = {"all": list(config_lib.METHODS), "paper": list(PAPER)}.get(text, text.split(","))
-    return [config_lib.parse_arg(name.strip() or repr(name)) for name in named]
 
 
 def _factors(given: Sequence[str]) -> list[float | None]:
