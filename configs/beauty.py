@@ -13,7 +13,8 @@ from jaxneg import tuned
 
 def get_config(arg: str | None = None):
     method = config_lib.parse_arg(arg)
-    config = config_lib.use_method(config_lib.base(), method, tuned.BEAUTY[method])
+    config = config_lib.base()
     config.dataset = "beauty"
     config.osf = 30.0
-    return config
+    settings = tuned.settings(__file__, config.dataset, method, tuned.BEAUTY[method])
+    return config_lib.use_method(config, method, settings)

@@ -14,4 +14,6 @@ from jaxneg import tuned
 
 def get_config(arg: str | None = None):
     method = config_lib.parse_arg(arg)
-    return config_lib.use_method(config_lib.base(), method, tuned.DEFAULT[method])
+    config = config_lib.base()
+    settings = tuned.settings(__file__, config.dataset, method, tuned.DEFAULT[method])
+    return config_lib.use_method(config, method, settings)

@@ -13,8 +13,9 @@ from jaxneg import tuned
 
 def get_config(arg: str | None = None):
     method = config_lib.parse_arg(arg)
-    config = config_lib.use_method(config_lib.base(), method, tuned.ML10M[method])
+    config = config_lib.base()
     config.dataset = "ml10m"
     config.model.max_len = 200
     config.osf = 30.0
-    return config
+    settings = tuned.settings(__file__, config.dataset, method, tuned.ML10M[method])
+    return config_lib.use_method(config, method, settings)

@@ -12,11 +12,12 @@ from jaxneg import tuned
 
 def get_config(arg: str | None = None):
     method = config_lib.parse_arg(arg)
-    config = config_lib.use_method(config_lib.base(), method, tuned.DEFAULT[method])
+    config = config_lib.base()
     config.dataset = "quickstart"
     config.data.format = "synthetic"
-    config.learning_rate = 5e-3
     config.num_epochs = 10
     config.eval_every = 5
     config.model.max_len = 20
-    return config
+    default = tuned.DEFAULT[method] | {"learning_rate": 5e-3}
+    settings = tuned.settings(__file__, config.dataset, method, default)
+    return config_lib.use_method(config, method, settings)

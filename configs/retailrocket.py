@@ -13,10 +13,11 @@ from jaxneg import tuned
 
 def get_config(arg: str | None = None):
     method = config_lib.parse_arg(arg)
-    config = config_lib.use_method(config_lib.base(), method, tuned.RETAILROCKET[method])
+    config = config_lib.base()
     config.dataset = "retailrocket"
     config.data.session_gap_seconds = 3600.0
     config.data.sort_ties_by_item = True
     config.data.event = "view"
     config.osf = 30.0
-    return config
+    settings = tuned.settings(__file__, config.dataset, method, tuned.RETAILROCKET[method])
+    return config_lib.use_method(config, method, settings)

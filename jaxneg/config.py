@@ -29,6 +29,7 @@ METHODS = {
     "catalogue": "no draws: every item is a negative; for loss full_softmax",
 }
 DEFAULT_METHOD = "adaptive_mixed"
+PAPER_METHODS = ("uniform", "popularity", "in_batch", "mixed", "adaptive", "adaptive_mixed")  # have published results
 BY_SCORE = ("adaptive", "adaptive_mixed", "dns", "softmax_hard")  # they keep num_kept of what is drawn
 
 LOSSES = {
@@ -225,6 +226,15 @@ def parse_arg(arg: str | None) -> str:
     if method not in METHODS:
         raise InputError(f"unknown method {method!r}{_nearest(method, METHODS)}; known: {', '.join(METHODS)}")
     return method
+
+
+def parse_methods(text: str) -> list[str]:
+    """The methods that a list names: "all", "paper" (those with published results), or names with commas between them.
+
+    Raises InputError for a method that is not known.
+    """
+    named = {"all": list(METHODS), "paper": list(PAPER_METHODS)}.get(text, text.split(","))
+    return [parse_arg(name.strip() or repr(name)) for name in named]
 
 
 def use_method(config: config_dict.ConfigDict, method: str, settings: Mapping[str, Any]) -> config_dict.ConfigDict:

@@ -55,12 +55,13 @@ def run(config, workdir: str | pathlib.Path, extend: bool = False) -> pathlib.Pa
             run_folder.refuse_versions(folder, changed, extend)
             plan = fitting_plan(config, folder, prepared, seeds)
             writer.write_json(folder / "config.json", run_folder.updated_record(folder, record))
+            writer.write_arrays(folder / "items.npz", count=plan.item_counts, cohort=np.asarray(prepared.item_cohorts))
             if not (folder / "baselines.csv").exists():
                 writer.write_csv(folder / "baselines.csv", rank_baselines(plan, prepared))
             write_results(plan, *train_seeds(plan, record))
         tables = [results.read_results(folder / name) for name in ("baselines.csv", "results.csv")]
     print(results.results_table(pd.concat(tables)))
-    print(f"files: {folder}/results.csv, baselines.csv, metrics.jsonl, cases.npz, model.npz, config.json")
+    print(f"files: {folder}/results.csv, baselines.csv, metrics.jsonl, cases.npz, model.npz, items.npz, config.json")
     return folder / "results.csv"
 
 

@@ -29,8 +29,8 @@ popularity bias: interaction file -> prepared data -> training -> ranks over the
   python -m jaxneg.main --config=configs/quickstart.py:mixed --workdir=runs/mixed --config.num_seeds=4
   python -m jaxneg.main --config=configs/ml1m.py:adaptive_mixed --workdir=runs/ml1m --config.data.path=PATH/ratings.dat
 
---workdir receives config.json, metrics.jsonl, cases.npz, model.npz, baselines.csv and results.csv. The same command
-goes on where a run was stopped; with --extend also to more epochs or seeds than it began with.
+--workdir receives config.json, metrics.jsonl, cases.npz, model.npz, items.npz, baselines.csv and results.csv. The same
+command goes on where a run was stopped; with --extend also to more epochs or seeds than it began with.
 """
 
 

@@ -1,11 +1,37 @@
-"""Settings per method: the paper's tuned table (arXiv 2410.17276), and defaults for other data.
+"""Settings per method: what launch/tune.py found, the paper's tuned table (arXiv 2410.17276), defaults for other data.
 
 One column per data set, {method: {config field: value}}; `configs/` applies them. The paper gives no row for
 inverse_popularity and popularity_cohort: they take popularity's. dns and softmax_hard, which it does not have, take
 adaptive's, and catalogue the default batch size and learning rate, with the one loss that it goes with.
 """
 
+import json
+import math
+import pathlib
 from typing import Any
+
+from jaxneg.errors import InputError
+
+
+def tuned_file(config_file: str | pathlib.Path, dataset: str) -> pathlib.Path:
+    """Where the tuned settings of a data set are kept: tuned/DATASET.json beside its config file."""
+    return pathlib.Path(config_file).parent / "tuned" / f"{dataset}.json"
+
+
+def settings(config_file: str, dataset: str, method: str, default: dict[str, Any]) -> dict[str, Any]:
+    """The method's settings as tuned for this data set, where `tuned_file` has them; else `default`.
+
+    {config field: value}. What the file does not name stays at its default. Raises InputError for a broken file.
+    """
+    path = tuned_file(config_file, dataset)
+    if not path.exists():
+        return default
+    try:
+        methods = json.loads(path.read_text())["methods"]
+        found = dict(methods[method]["settings"]) if method in methods else {}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: is not a file of tuned settings ({error!r}); launch/tune.py makes one") from error
+    return default | {name: math.inf if value is None else value for name, value in found.items()}  # JSON has no inf
 
 
 def _row(batch_size: int, learning_rate: float, **numbers: int) -> dict[str, Any]:

@@ -13,4 +13,4 @@ for method in uniform popularity in_batch adaptive_mixed; do
 done
 echo "== all four"
 .venv/bin/python -m jaxneg.results "$workdir"
-echo "Files: $workdir/METHOD/results.csv, and beside it metrics.jsonl, cases.npz, model.npz, baselines.csv and config.json."
+echo "Files: $workdir/METHOD/results.csv, and beside it metrics.jsonl, cases.npz, model.npz, items.npz, baselines.csv and config.json."

@@ -1,0 +1,589 @@
+"""The report of a study: tables, tests, pictures and a recommendation, from the files of finished runs.
+
+    python -m jaxneg.report DIR... [--out DIR]
+
+Searches every DIR for finished runs and writes report.md, report.html (one file, pictures inside), report.csv (every
+interval) and the pictures to --out (default: the first DIR). A part that has no data is left out, with a line on why.
+"""
+
+import argparse
+import math
+import pathlib
+import re
+import sys
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pandas as pd
+
+from jaxneg import analysis, document, plots, results, runs, statistics, writer
+from jaxneg.analysis import Line
+from jaxneg.document import Block, Bullets, Heading, Picture, Table, Text
+from jaxneg.errors import InputError
+
+WEAK_POPULARITY = 0.5  # popularity sampling below this share of the best NDCG@10 is a warning sign
+UNSTABLE = 0.2  # standard deviation over mean of NDCG@10
+MANY_ROWS = 15  # a longer table of tests is folded
+STILL_RISING = 0.5  # share of the seeds that are best at the last evaluation
+NAMES = {"hr@10": "HR@10", "ndcg@10": "NDCG@10", "balance": "Balance", "coverage@10": "coverage@10", "arp@10": "ARP@10",
+         "popular_share@10": "popular share@10", "train_seconds": "training seconds per run",
+         "eval_seconds": "evaluation seconds per run"}
+NAMES |= {f"{cohort}_{metric}@10": f"{cohort} {metric.upper()}@10"
+          for metric in ("hr", "ndcg") for cohort in results.COHORTS}  # fmt: skip
+TIMES = ("train_seconds", "eval_seconds")  # each seed's share of one time: there is nothing to resample
+DECIMALS = {"balance": 3, "coverage@10": 3, "arp@10": 1, "popular_share@10": 3, "train_seconds": 1, "eval_seconds": 1}
+
+
+def write(folders: Sequence[str | pathlib.Path], out: str | pathlib.Path | None = None) -> pathlib.Path:
+    """Writes the report of all finished runs in and below the folders. Returns the path of report.html.
+
+    Raises InputError where there is no finished run, a file cannot be understood, or `out` cannot be written.
+    """
+    found, unfinished = runs.find_runs(folders)
+    with writer.claimed(out or folders[0]) as folder:
+        blocks, intervals = [*_head(found, unfinished)], []
+        for study in runs.studies(found):
+            lines, osf_lines = (sorted(map(analysis.line, variants), key=lambda line: plots.method_order(line.label))
+                                for variants in (study.variants, study.osf_variants))  # fmt: skip
+            blocks += study_blocks(study, lines, osf_lines, folder)
+            intervals += interval_rows(study, lines + osf_lines)
+        writer.write_csv(folder / "report.csv", intervals)
+        for name, text in (("report.md", document.markdown(blocks)),
+                           ("report.html", document.webpage("Negative sampling: report", blocks, folder))):  # fmt: skip
+            with writer.whole(folder / name) as temporary:
+                temporary.write_text(text)
+    return folder / "report.html"
+
+
+def _head(found: Sequence[runs.Run], unfinished: Sequence[pathlib.Path]) -> Iterator[Block]:
+    yield Heading(1, "Negative sampling: report")
+    methods, datasets = {run.method for run in found}, {run.dataset for run in found}
+    yield Text(
+        f"{_number(len(found), 'finished run')} with {_number(sum(len(run.rows) for run in found), 'seed')} in all: "
+        f"{_number(len(methods), 'method')} on {_listed(sorted(datasets))}. HR and NDCG are at 10, over the whole "
+        "catalogue, at each seed's epoch with the best validation HR@10. Balance is 1 - Gini of head, mid and tail "
+        "NDCG@10: 1 where all three are alike, 0.333 where one has everything. Intervals are 95% by bootstrap with "
+        f"{analysis.NUM_RESAMPLES:,} resamples. Over seeds (expanded percentiles, for {statistics.MIN_SEEDS} or more) "
+        "they tell what other runs may give, over test users (each with all of its cases) what other users may give."
+    )  # fmt: skip
+    if unfinished:
+        yield Text(f"Not finished, and left out: {_listed([f'`{folder.name}`' for folder in unfinished])}.")
+
+
+def study_blocks(
+    study: runs.Study, lines: Sequence[Line], osf_lines: Sequence[Line], folder: pathlib.Path
+) -> list[Block]:
+    """All parts of one data set, in order; its pictures are written to `folder`."""
+    styles = plots.looks([line.label for line in lines] + [line.variant.method for line in osf_lines])
+    pairs = analysis.pairs(lines)
+    parts = {
+        "Results": result_part(study, lines),
+        "Tests between methods": test_part(lines, pairs),
+        "Accuracy and balance": pareto_part(study, lines, styles, folder),
+        "Head, mid and tail": cohort_part(study, lines, styles, folder),
+        "Learning curves": curve_part(study, lines, styles, folder),
+        "Popularity of the items": popularity_part(study, folder),
+        "Oversampling factor": osf_part(study, lines, osf_lines, styles, folder),
+        "Collapsed and failed seeds": collapse_part(lines),
+        "Cost": cost_part(lines),
+        "Beside the published results": published_part(study, lines),
+        "Recommendation": recommendation_part(study, lines, pairs),
+    }
+    blocks: list[Block] = [Heading(2, study.name), *_facts(study, lines)]
+    for title, part in parts.items():
+        blocks += [Heading(3, title), *part]
+    return blocks
+
+
+def _facts(study: runs.Study, lines: Sequence[Line]) -> Iterator[Block]:
+    all_runs = [run for line in lines for run in line.variant.runs]
+    data = all_runs[0].about.get("data", {})
+    told = [_number(data[name], word) for name, word in
+            (("num_rows", "row"), ("num_users", "user"), ("num_items", "item")) if name in data]  # fmt: skip
+    if "cases" in all_runs[0].rows:
+        told.append(_number(int(all_runs[0].rows["cases"].iloc[0]), "test case"))
+    for name, words in (("num_epochs", "{} epochs"), ("osf", "OSF {}")):
+        values = {runs.told(run.settings[name]) for run in all_runs if name in run.settings}
+        told += [words.format(_listed(sorted(values)))] if values else []
+    if told:
+        yield Text(", ".join(told) + ".")
+    if len({run.settings.get("num_epochs") for run in all_runs}) > 1:
+        yield Text("**The methods were trained for different numbers of epochs**: their differences are not of the "
+                   "negatives alone.")  # fmt: skip
+    if study.notes:
+        yield Bullets(study.notes)
+
+
+# --- the parts: each gives the blocks below its heading
+
+
+def result_part(study: runs.Study, lines: Sequence[Line]) -> Iterator[Block]:
+    """Mean and standard deviation of everything, then every interval, folded."""
+    shown = [name for name in ("hr@10", "ndcg@10", *(f"{cohort}_ndcg@10" for cohort in results.COHORTS), "balance",
+                               "coverage@10", "arp@10") if any(name in line.summaries for line in lines)]  # fmt: skip
+    best = {name: max((line.mean(name) for line in lines if not math.isnan(line.mean(name))), default=math.nan)
+            for name in shown if name != "arp@10"}  # fmt: skip
+    rows = []
+    for _, row in study.baselines.iterrows():
+        rows.append([row["method"], "", *(_value(name, row.get(name, math.nan)) for name in shown), ""])
+    for line in lines:
+        cells = [_mean_and_std(line, name, line.mean(name) == best.get(name)) for name in shown]
+        rows.append([f"`{line.label}`", _seed_count(line), *cells, _value("train_seconds", line.mean("train_seconds"))])
+    yield Table(["method", "seeds", *(NAMES[name] for name in shown), "training s per run"], rows)
+    yield Text("Mean ± standard deviation over the seeds that did not fail; the highest mean is bold. Baselines are "
+               "counted once, without seeds. ARP is the mean number of training users of a recommended item.")
+    rows = []
+    for line in lines:
+        for name, summary in line.summaries.items():
+            if name in TIMES:
+                continue
+            rows.append([f"`{line.label}`", NAMES[name], str(summary.n), _value(name, summary.mean),
+                         _value(name, summary.std), *(_interval(name, each) for each in summary[3:])])
+    header = ["method", "metric", "n", "mean", "std", "95% over seeds", "95% over test users", "95% over both"]
+    yield _table(header, rows, names=2, folded="All metrics with their intervals")
+    if not any(line.user_ndcg is not None for line in lines):
+        yield Text("Intervals over test users are left out: no run has cases.npz.")
+    few = [line.label for line in lines if line.summaries["ndcg@10"].n < statistics.MIN_SEEDS]
+    if few:
+        yield Text(f"Intervals over seeds are left out for {_listed([f'`{name}`' for name in few])}: fewer than "
+                   f"{statistics.MIN_SEEDS} seeds tell too little.")  # fmt: skip
+    yield Text("Coverage, ARP and popular share have no interval over test users: the files hold them over all users "
+               "only. Where head, mid and tail are nearly alike, the intervals of Balance over test users lie low.")
+
+
+def test_part(lines: Sequence[Line], pairs: Sequence[analysis.Pair]) -> Iterator[Block]:
+    """All pairs on NDCG@10, Holm-adjusted."""
+    if not any(math.isfinite(pair.welch) for pair in pairs):
+        yield Text("Left out: a test needs two methods with two seeds each, whose values differ.")
+        return
+    rows = []
+    for pair in pairs:
+        rows.append([f"`{pair.a}`", f"`{pair.b}`", f"{pair.difference:+.4f}", _interval("ndcg@10", pair.interval),
+                     _plain(pair.hedges_g, 1), _plain(pair.cliffs_delta, 2), _p(pair.welch), _p(pair.welch_holm),
+                     _p(pair.mann_whitney_holm), _p(pair.paired_holm), "yes" if pair.significant else "no"])
+    number = sum(pair.significant for pair in pairs)
+    yield Text("NDCG@10 of all pairs; the better mean is on the left. The primary test is Welch's t over the seeds, "
+               "Holm-adjusted over all pairs as one family. Significant at "
+               f"{statistics.SIGNIFICANT:g}: {number} of {_number(len(pairs), 'difference')}.")
+    header = ["better", "other", "difference", "95% interval", "Hedges' g", "Cliff's δ", "Welch p", "Welch, Holm",
+              "Mann-Whitney, Holm", "paired by user, Holm", "significant"]
+    yield _table(header, rows, names=2, folded="All pairs" if len(rows) > MANY_ROWS else "")
+    about = ["The interval of the difference resamples seeds" +
+             (" and test users." if any(line.user_ndcg is not None for line in lines) else ".")]
+    if any(math.isfinite(pair.paired_holm) for pair in pairs):
+        about.append("The test paired by user compares the users' sums of NDCG@10, means over seeds (paired t): it "
+                     "asks whether these very models differ on other users, and knows nothing of other seeds.")
+    else:
+        about.append("The test paired by user is left out: no run has cases.npz.")
+    fewest = min(line.summaries["ndcg@10"].n for line in lines)
+    if fewest < statistics.MIN_SEEDS:
+        about.append(f"With {_number(fewest, 'seed')} of a method these tests find large differences only.")
+    yield Text(" ".join(about))
+
+
+def pareto_part(study: runs.Study, lines: Sequence[Line], styles, folder: pathlib.Path) -> Iterator[Block]:
+    """The picture of NDCG@10 against Balance, and who is on the front."""
+    drawn = [line for line in lines if math.isfinite(line.mean("ndcg@10")) and math.isfinite(line.mean("balance"))]
+    if not drawn:
+        yield Text("Left out: no method has a Balance.")
+        return
+    front, share = analysis.on_front(lines), analysis.front_share(lines)
+    points = [plots.Point(line.label, line.mean("ndcg@10"), line.mean("balance"), _error(line, "ndcg@10"),
+                          _error(line, "balance"), front[line.label]) for line in drawn]  # fmt: skip
+    baselines = {row["method"]: (row["ndcg@10"], row["balance"]) for _, row in study.baselines.iterrows()
+                 if math.isfinite(row["balance"])}  # fmt: skip
+    yield _picture(plots.pareto(points, baselines, styles), "pareto", study, folder,
+                   "NDCG@10 against Balance. Up and to the right is better. Dashed: the Pareto front of the means. "
+                   f"Bars: {_error_words(drawn)}. Circles: baselines.")  # fmt: skip
+    names = [f"`{label}`" + (f" ({share[label]:.0%} of the resamples)" if share else "")
+             for label, is_best in front.items() if is_best]  # fmt: skip
+    yield Text(f"On the front: {_listed(names)}.")
+    near = [f"`{label}` ({value:.0%})" for label, value in share.items() if value >= 0.05 and not front[label]]
+    if near:
+        yield Text(f"Not on it by the means, but in 5% of the resamples or more: {_listed(near)}.")
+
+
+def cohort_part(study: runs.Study, lines: Sequence[Line], styles, folder: pathlib.Path) -> Iterator[Block]:
+    """Bars of NDCG@10 per cohort, and the table of both metrics."""
+    columns = {cohort: f"{cohort}_ndcg@10" for cohort in results.COHORTS}
+    bars = {line.label: {cohort: (line.mean(name), *_error(line, name)) for cohort, name in columns.items()}
+            for line in lines if all(math.isfinite(line.mean(name)) for name in columns.values())}  # fmt: skip
+    if bars:
+        yield _picture(plots.cohort_bars(bars, styles, "NDCG@10"), "cohorts", study, folder,
+                       f"NDCG@10 by the target's cohort; each panel has its own scale. Bars: {_error_words(lines)}.")
+    else:
+        yield Text("The picture is left out: a cohort has no test case.")
+    rows = [[f"`{line.label}`", *(_mean_and_std(line, name) for name in analysis.COHORT_METRICS)] for line in lines]
+    yield Table(["method", *(NAMES[name] for name in analysis.COHORT_METRICS)], rows)
+
+
+def curve_part(study: runs.Study, lines: Sequence[Line], styles, folder: pathlib.Path) -> Iterator[Block]:
+    """Loss, validation HR@10 and validation Balance over epochs."""
+    columns = {"training loss": ("test", "loss"), "validation HR@10": ("valid", "hr@10"),
+               "validation Balance": ("valid", "balance")}
+    panels: dict[str, list[plots.Curve]] = {name: [] for name in columns}
+    missing = []
+    for line in lines:
+        rows = runs.read_curves(line.variant)
+        if rows is None or rows.empty:
+            missing.append(f"`{line.label}`")
+            continue
+        for name, (split, column) in columns.items():
+            values = rows[rows["split"] == split].pivot(index="epoch", columns=["run", "seed"], values=column)
+            values = values.astype(float)
+            mean, std = values.mean(axis=1).to_numpy(), values.std(axis=1, ddof=1).fillna(0).to_numpy()
+            panels[name].append(plots.Curve(line.label, values.index.to_numpy(), mean, mean - std, mean + std))
+    if any(panels.values()):
+        yield _picture(plots.learning_curves(panels, styles), "curves", study, folder,
+                       "Means over seeds; bands: one standard deviation. The losses of methods are not comparable: "
+                       "other negatives, another loss.")  # fmt: skip
+    if missing:
+        yield Text(f"No curve of {_listed(missing)}: no metrics.jsonl.")
+    last = _last_epochs(lines)
+    if last:
+        yield Text("Seeds that are best at their last evaluation, and may still rise: " + _listed(
+            [f"`{label}` {rising} of {number}" for label, (rising, number) in last.items()]) + ".")
+
+
+def popularity_part(study: runs.Study, folder: pathlib.Path) -> Iterator[Block]:
+    """How popular the items are, and where the cohorts begin."""
+    items = runs.read_items(study)
+    if items is None:
+        yield Text("Left out: no run has items.npz.")
+        return
+    yield _picture(plots.popularity(*items, results.COHORTS), "popularity", study, folder,
+                   "Training users of each item. Dotted: the lines between head, mid and tail, a third of all each.")
+
+
+def osf_part(study: runs.Study, lines: Sequence[Line], others: Sequence[Line], styles, folder) -> Iterator[Block]:
+    """Accuracy and time against OSF; `others` are the lines of other OSF than the chosen one."""
+    if not others:
+        yield Text("Left out: no method was run with several values of OSF.")
+        return
+    several = [line for line in [*lines, *others] if line.variant.method in {line.variant.method for line in others}]
+    places = [(line.variant.method, line.variant.osf) for line in several]
+    doubled = sorted({method for method, osf in places if places.count((method, osf)) > 1})
+    if doubled:
+        yield Text(f"Left out for {_listed([f'`{name}`' for name in doubled])}: its runs differ in other settings too.")
+    several = [line for line in several if line.variant.method not in doubled]
+    if not several:
+        return
+    values = sorted({line.variant.osf for line in several}, key=float)
+    places = [runs.told(value) for value in values]
+    panels: dict[str, list[plots.Curve]] = {}
+    for metric in ("ndcg@10", "balance", "train_seconds"):
+        panels[NAMES[metric]] = []
+        for method in sorted({line.variant.method for line in several}, key=plots.method_order):
+            own = sorted((line for line in several if line.variant.method == method), key=_osf_of)
+            mean = np.array([line.mean(metric) for line in own])
+            below, above = np.array([_error(line, metric) for line in own]).T
+            x = np.array([values.index(line.variant.osf) for line in own])
+            panels[NAMES[metric]].append(plots.Curve(method, x, mean, mean - below, mean + above))
+    yield _picture(plots.against_osf(places, panels, styles), "osf", study, folder, "OSF: how many epochs' worth of "
+                   f"distinct batches a run sees. Bands: {_error_words(several)}.")  # fmt: skip
+    rows = [[f"`{line.variant.method}`", runs.told(line.variant.osf), _seed_count(line),
+             *(_mean_and_std(line, name) for name in ("hr@10", "ndcg@10", "balance")),
+             _value("train_seconds", line.mean("train_seconds"))]
+            for line in sorted(several, key=lambda line: (plots.method_order(line.variant.method), _osf_of(line)))]
+    yield Table(["method", "OSF", "seeds", "HR@10", "NDCG@10", "Balance", "training s per run"], rows)
+    yield Text(f"The other parts of this report are about the runs at OSF {runs.told(study.osf)}.")
+
+
+def collapse_part(lines: Sequence[Line]) -> Iterator[Block]:
+    """Seeds that failed or collapsed, and the means without them."""
+    yield Text(f"A seed has collapsed to popularity where Balance is under {results.LOW_BALANCE:g} and a cohort's "
+               f"HR@10 under {results.MISSED_HIT_RATE:g}, or where over {results.MOSTLY_POPULAR:.0%} of its "
+               f"recommendations are the {results.MAIN_K} most popular items. A failed seed (its loss was no longer a "
+               "number) is in no mean.")  # fmt: skip
+    touched = [line for line in lines if line.collapsed or len(line.variant.ok) < len(line.variant.rows)]
+    if not touched:
+        yield Text(f"None of the {sum(len(line.variant.rows) for line in lines)} seeds failed or collapsed.")
+        return
+    rows, reasons = [], []
+    for line in touched:
+        ok = line.variant.ok
+        upright = ok.drop(index=list(line.collapsed))
+        cells = [f"{_value(name, upright[name].mean())} (all: {_value(name, line.mean(name))})"
+                 for name in ("hr@10", "ndcg@10", "balance")] if len(upright) else 3 * ["none left"]  # fmt: skip
+        rows.append([f"`{line.label}`", str(len(line.variant.rows)), str(len(line.variant.rows) - len(ok)),
+                     str(len(line.collapsed)), *cells])  # fmt: skip
+        if line.collapsed:
+            seeds = [str(ok.loc[index, "seed"]) for index in line.collapsed]
+            reasons.append(f"`{line.label}`, seed{'s' * (len(seeds) > 1)} {_listed(seeds)}. "
+                           f"Of seed {seeds[0]}: {next(iter(line.collapsed.values()))}.")  # fmt: skip
+    yield Table(["method", "seeds", "failed", "collapsed", "HR@10 without them", "NDCG@10 without them",
+                 "Balance without them"], rows)  # fmt: skip
+    yield Bullets(reasons) if reasons else Text("No seed collapsed.")
+
+
+def cost_part(lines: Sequence[Line]) -> Iterator[Block]:
+    """Seconds per run, and hours for all seeds."""
+    rows, total = [], 0.0
+    for line in lines:
+        timed = [name for name in TIMES if name in line.variant.rows]
+        hours = line.variant.rows[timed].to_numpy(float).sum() / 3600
+        total += hours
+        devices = dict.fromkeys(run.about.get("device", "unknown") for run in line.variant.runs)
+        seconds = [_value(name, line.mean(name)) for name in TIMES]
+        rows.append([f"`{line.label}`", _seed_count(line), *seconds, _hours(hours), _listed(list(devices))])
+    yield _table(["method", "seeds", "training s per run", "evaluation s per run", "all seeds", "device"], rows)
+    yield Text(f"All together {_hours(total)}. Seeds train side by side: a run's seconds are its share of the whole.")
+
+
+def published_part(study: runs.Study, lines: Sequence[Line]) -> Iterator[Block]:
+    """Our numbers beside the paper's, and whether the test cases are the paper's."""
+    published = pd.read_csv(pathlib.Path(__file__).with_name("published.csv"), comment="#")
+    published = published[published["dataset"] == study.dataset].set_index("method")
+    if published.empty:
+        yield Text("Left out: the paper (arXiv 2410.17276) has no such data set.")
+        return
+    names = ["cases", *(f"{cohort}_cases" for cohort in results.COHORTS)]
+    theirs = [int(published[name].iloc[0]) for name in names]
+    if all(name in lines[0].variant.rows for name in names):
+        ours = [int(lines[0].variant.rows[name].iloc[0]) for name in names]
+        verdict = "The preparation is the paper's." if ours == theirs else (
+            "**These are not the paper's test cases**: the data or its preparation differs, and so may all numbers.")
+        yield Text(f"Test cases (all = head + mid + tail): {_sum(ours)} here, {_sum(theirs)} in the paper. {verdict}")
+    rows = []
+    for line in lines:
+        if line.label not in published.index:
+            continue
+        theirs = published.loc[line.label]
+        cells = [cell for name in ("hr@10", "ndcg@10", "balance")
+                 for cell in (_mean_and_std(line, name), _pair(name, theirs[f"{name}_mean"], theirs[f"{name}_std"]))]
+        summary = line.summaries["ndcg@10"]
+        p = statistics.welch_of_moments((summary.mean, summary.std, summary.n),
+                                        (theirs["ndcg@10_mean"], theirs["ndcg@10_std"], int(theirs["n"])))  # fmt: skip
+        rows.append([f"`{line.label}`", str(summary.n), str(int(theirs["n"])), *cells, _p(p)])
+    if not rows:
+        yield Text("None of these methods has published results.")
+        return
+    yield Table(["method", "n here", "n paper", "HR@10 here", "paper", "NDCG@10 here", "paper", "Balance here", "paper",
+                 "Welch p, NDCG@10"], rows)  # fmt: skip
+    yield Text("The p is of one test, not adjusted. Which settings made the published numbers is likely, not certain.")
+
+
+def recommendation_part(study: runs.Study, lines: Sequence[Line], pairs: Sequence[analysis.Pair]) -> Iterator[Block]:
+    """What to choose, in plain words, each statement with its number."""
+    ranked = sorted((line for line in lines if math.isfinite(line.mean("ndcg@10"))), key=lambda x: -x.mean("ndcg@10"))
+    if not ranked:
+        yield Text("None: every seed failed.")
+        return
+    yield Bullets([*_choices(study, lines, ranked, pairs), *_warnings(study, lines, ranked)])
+
+
+def _choices(study: runs.Study, lines, ranked, pairs) -> Iterator[str]:
+    best = ranked[0]
+    yield (f"Most accurate: `{best.label}`, NDCG@10 {_with_interval(best, 'ndcg@10')}, "
+           f"Balance {_value('balance', best.mean('balance'))}.")  # fmt: skip
+    front, share = analysis.on_front(lines), analysis.front_share(lines)
+    chosen = [line for line in ranked if front[line.label]]
+    if chosen:
+        words = [f"`{line.label}` (NDCG@10 {line.mean('ndcg@10'):.4f}, Balance {line.mean('balance'):.3f}" +
+                 (f", {share[line.label]:.0%} of the resamples)" if share else ")") for line in chosen]  # fmt: skip
+        yield f"Pareto-best in NDCG@10 and Balance: {_listed(words)}."
+    tested = [pair for pair in pairs if math.isfinite(pair.welch_holm)]
+    equal = [pair for pair in tested if not pair.significant]
+    if tested:
+        level = [f"`{pair.b}` (p {_p(pair.welch_holm)})" for pair in equal if pair.a == best.label]
+        beaten = sum(pair.significant for pair in pairs if pair.a == best.label)
+        yield (f"Not significant: {len(equal)} of {len(tested)} differences in NDCG@10 (Welch, Holm). `{best.label}` "
+               f"is significantly better than {beaten} of {len(lines) - 1} methods" +
+               (f", and not shown to be better than {_listed(level)}." if level else "."))  # fmt: skip
+    if len(chosen) > 1:
+        fair = max(chosen, key=lambda line: line.mean("balance"))
+        moves = [f"{cohort} {best.mean(f'{cohort}_ndcg@10'):.4f} to {fair.mean(f'{cohort}_ndcg@10'):.4f}"
+                 for cohort in results.COHORTS]  # fmt: skip
+        loss = 1 - fair.mean("ndcg@10") / best.mean("ndcg@10")
+        yield (f"The trade: from `{best.label}` to `{fair.label}`, the most balanced on the front, NDCG@10 falls by "
+               f"{loss:.0%} and Balance goes from {_value('balance', best.mean('balance'))} to "
+               f"{_value('balance', fair.mean('balance'))}; NDCG@10 by cohort: {_listed(moves)}.")
+    elif chosen:
+        values = [f"{cohort} {best.mean(f'{cohort}_ndcg@10'):.4f}" for cohort in results.COHORTS]
+        yield f"No trade to make: `{best.label}` leads in both; its NDCG@10 is {_listed(values)}."
+
+
+def _warnings(study: runs.Study, lines, ranked) -> Iterator[str]:
+    """The warning signs that are seen, or the sentence that there is none."""
+    found = []
+    if not study.baselines.empty:
+        rival = study.baselines.loc[study.baselines["ndcg@10"].idxmax()]
+        below = [f"`{line.label}` ({line.mean('ndcg@10'):.4f})" for line in ranked
+                 if line.mean("ndcg@10") <= rival["ndcg@10"]]  # fmt: skip
+        if below:
+            found.append(f"Not better than {rival['method']} (NDCG@10 {rival['ndcg@10']:.4f}): {_listed(below)}.")
+    biased = [line for line in ranked if line.mean("balance") < results.LOW_BALANCE]
+    if biased:
+        words = [f"`{line.label}` ({line.mean('balance'):.3f}; head {line.mean('head_ndcg@10'):.4f}, "
+                 f"tail {line.mean('tail_ndcg@10'):.4f})" for line in biased]  # fmt: skip
+        found.append(f"Strong head bias, Balance under {results.LOW_BALANCE:g}: {_listed(words)}.")
+    weak = [line for line in ranked if line.variant.method == "popularity"
+            and line.mean("ndcg@10") < WEAK_POPULARITY * ranked[0].mean("ndcg@10")]  # fmt: skip
+    found += [f"Very low accuracy with popularity sampling: `{line.label}` has NDCG@10 {line.mean('ndcg@10'):.4f}, "
+              f"{line.mean('ndcg@10') / ranked[0].mean('ndcg@10'):.0%} of the best." for line in weak]  # fmt: skip
+    unstable = []
+    for line in lines:
+        failed = len(line.variant.rows) - len(line.variant.ok)
+        spread = line.summaries["ndcg@10"].std / line.mean("ndcg@10") if line.mean("ndcg@10") else math.nan
+        signs = [f"{failed} of {len(line.variant.rows)} seeds failed"] * bool(failed)
+        signs += [f"{len(line.collapsed)} of {len(line.variant.ok)} seeds collapsed"] * bool(line.collapsed)
+        signs += [f"standard deviation {spread:.0%} of the mean NDCG@10"] * bool(spread > UNSTABLE)
+        if signs:
+            unstable.append(f"`{line.label}` ({'; '.join(signs)})")
+    if unstable:
+        found.append(f"Collapsed or unstable training: {_listed(unstable)}.")
+    rising = [f"`{label}` ({number} of {of})" for label, (number, of) in _last_epochs(lines).items()
+              if number > STILL_RISING * of]  # fmt: skip
+    if rising:
+        found.append(f"Not converged, most seeds best at their last evaluation: {_listed(rising)}. More epochs may "
+                     "change the order.")  # fmt: skip
+    few = min(line.summaries["ndcg@10"].n for line in lines)
+    if few < statistics.MIN_SEEDS:
+        found.append(f"Few repeats: {_number(few, 'seed')} of a method; what is above is an indication, not a finding.")
+    yield from [f"Warning: {words[0].lower()}{words[1:]}" for words in found] or ["No warning sign is seen."]
+
+
+# --- words and numbers
+
+
+def _last_epochs(lines: Sequence[Line]) -> dict[str, tuple[int, int]]:
+    """{label: (seeds that are best at the last epoch, seeds)}, for those whose number of epochs is known."""
+    told = {}
+    for line in lines:
+        known = dict(enumerate(run.settings.get("num_epochs") for run in line.variant.runs))
+        epochs = line.variant.ok["run"].map(known)
+        if len(epochs) and epochs.notna().all():
+            told[line.label] = (int((line.variant.ok["best_epoch"] == epochs).sum()), len(epochs))
+    return told
+
+
+def _osf_of(line: Line) -> float:
+    return float(line.variant.osf)
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]], **how) -> Table:
+    """A table without the columns in which every cell is empty."""
+    kept = [column for column in range(len(header)) if any(row[column] for row in rows)]
+    return Table([header[column] for column in kept], [[row[column] for column in kept] for row in rows], **how)
+
+
+def _picture(figure, name: str, study: runs.Study, folder: pathlib.Path, caption: str) -> Picture:
+    """Writes `name_DATASET.png` whole."""
+    file = f"{name}_{re.sub(r'[^A-Za-z0-9._-]+', '_', study.name).strip('_')}.png"
+    with writer.whole(folder / file) as temporary:
+        plots.save(figure, temporary)
+    return Picture(file, caption)
+
+
+def _best_interval(line: Line, name: str) -> tuple[statistics.Interval, str]:
+    """The widest kind of interval that is known, and its name."""
+    summary = line.summaries[name]
+    for interval, kind in ((summary.over_both, "seeds and test users"), (summary.over_seeds, "seeds"),
+                           (summary.over_users, "test users")):  # fmt: skip
+        if math.isfinite(interval.low):
+            return interval, kind
+    return statistics.UNKNOWN, ""
+
+
+def _error(line: Line, name: str) -> tuple[float, float]:
+    """Distances below and above the mean: of the interval, or one standard deviation, or nothing."""
+    summary, interval = line.summaries[name], _best_interval(line, name)[0]
+    if math.isfinite(interval.low):
+        return max(summary.mean - interval.low, 0.0), max(interval.high - summary.mean, 0.0)
+    return (summary.std, summary.std) if math.isfinite(summary.std) else (0.0, 0.0)
+
+
+def _error_words(lines: Sequence[Line]) -> str:
+    kinds = {_best_interval(line, "ndcg@10")[1] for line in lines}
+    words = [f"95% interval over {kind}" for kind in sorted(kinds - {""})]
+    return " or ".join(words + ["one standard deviation over seeds"] * ("" in kinds))
+
+
+def _with_interval(line: Line, name: str) -> str:
+    interval, kind = _best_interval(line, name)
+    return _value(name, line.mean(name)) + (f" (95% over {kind}: {_interval(name, interval)})" if kind else "")
+
+
+def interval_rows(study: runs.Study, lines: Sequence[Line]) -> list[dict]:
+    """report.csv: one row per method and metric."""
+    rows = []
+    for line in lines:
+        for name, summary in line.summaries.items():
+            row = {"dataset": study.name, "method": line.variant.method, "variant": line.label, "osf": line.variant.osf,
+                   "metric": name, "n": summary.n, "mean": summary.mean, "std": summary.std}  # fmt: skip
+            for kind, interval in zip(("seeds", "users", "both"), summary[3:], strict=True):
+                row |= {f"{kind}_low": interval.low, f"{kind}_high": interval.high}
+            rows.append(row)
+    return rows
+
+
+def _value(name: str, value: float) -> str:
+    return _plain(value, DECIMALS.get(name, 4))
+
+
+def _plain(value: float, decimals: int) -> str:
+    return f"{value:.{decimals}f}" if math.isfinite(value) else ""
+
+
+def _pair(name: str, mean: float, std: float) -> str:
+    return _value(name, mean) + (f" ± {_value(name, std)}" if math.isfinite(std) else "")
+
+
+def _mean_and_std(line: Line, name: str, bold: bool = False) -> str:
+    if name not in line.summaries:
+        return ""
+    summary = line.summaries[name]
+    text = _pair(name, summary.mean, summary.std)
+    return f"**{text}**" if bold and text else text
+
+
+def _interval(name: str, interval: statistics.Interval) -> str:
+    return f"{_value(name, interval.low)} to {_value(name, interval.high)}" if math.isfinite(interval.low) else ""
+
+
+def _p(value: float) -> str:
+    if math.isnan(value):
+        return ""
+    return "<0.001" if value < 0.001 else f"{value:.3f}" if value < 0.1 else f"{value:.2f}"
+
+
+def _seed_count(line: Line) -> str:
+    failed = len(line.variant.rows) - len(line.variant.ok)
+    return str(len(line.variant.ok)) + (f" (+{failed} failed)" if failed else "")
+
+
+def _number(count: int, word: str) -> str:
+    return f"{count:,} {word}{'' if count == 1 else 's'}"
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:.1f} h" if hours >= 1 else f"{hours * 60:.1f} min"
+
+
+def _sum(numbers: Sequence[int]) -> str:
+    return f"{numbers[0]:,} = " + " + ".join(f"{number:,}" for number in numbers[1:])
+
+
+def _listed(words: Sequence[str]) -> str:
+    """a; a and b; a, b and c."""
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    about = "The report of finished runs, from their files: tables, tests, pictures and a recommendation."
+    parser = argparse.ArgumentParser(prog="python -m jaxneg.report", description=about)
+    parser.add_argument("folders", nargs="+", metavar="DIR", help="folders to search for finished runs (results.csv)")
+    parser.add_argument("--out", metavar="DIR", help="folder for report.md, report.html and the pictures (first DIR)")
+    given = parser.parse_args(arguments)
+    try:
+        path = write(given.folders, given.out)
+    except InputError as error:
+        print(f"jaxneg: {error}", file=sys.stderr)
+        return 2
+    print(f"report: {path}, and beside it report.md, report.csv and the pictures")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
