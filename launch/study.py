@@ -130,7 +130,7 @@ def _run(source: str, method: str, osf: float | None, settings: list[str], workd
     if ":" in pathlib.Path(source).name:
         raise InputError(f"--config={source}: name the methods with --methods, not after a colon")
     flags = [f"--config={source}:{method}", *settings, *([] if osf is None else [f"--config.osf={osf:g}"])]
-    config, _ = jaxneg_main.parse_flags(["study", *flags, "--workdir=unused"])
+    config, *_ = jaxneg_main.parse_flags(["study", *flags, "--workdir=unused"])
     if config.method != method:
         raise InputError(f"--config.method={config.method}: name the methods with --methods")
     folder = workdir / config.dataset / method / ("" if osf is None else f"osf_{osf:g}")

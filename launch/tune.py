@@ -104,7 +104,7 @@ def load(source: str, method: str, flags: Sequence[str]) -> config_dict.FrozenCo
     """The config of one method. Raises InputError."""
     if ":" in pathlib.Path(source).name:
         raise InputError(f"--config={source}: name the methods with --methods, not after a colon")
-    config, _ = jaxneg_main.parse_flags(["tune", f"--config={source}:{method}", *flags, "--workdir=unused"])
+    config, *_ = jaxneg_main.parse_flags(["tune", f"--config={source}:{method}", *flags, "--workdir=unused"])
     if config.method != method:
         raise InputError(f"--config.method={config.method}: name the methods with --methods")
     return config

@@ -185,7 +185,7 @@ def test_a_single_old_run_leaves_parts_out(tmp_path):
     folder = made_runs.write_run(tmp_path / "run", "toy", "uniform", num_seeds=1,
                                  leave_out=("config.json", "metrics.jsonl", "cases.npz", "items.npz"))
     for name in ("results.csv", "baselines.csv"):
-        rows = results.read_results(folder / name).drop(columns=["popular_share@10", "cases", "head_cases"])
+        rows = results.read_results(folder / name).drop(columns=["popular_share@10"])
         writer.write_csv(folder / name, rows.to_dict("records"))
     report.write([tmp_path])
     text = (tmp_path / "report.md").read_text()
@@ -239,8 +239,8 @@ def test_runs_of_the_same_settings_and_other_seeds_are_pooled(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "content", "words"), [
-    ("results.csv", b"", "results.csv: is not a table of results"),
-    ("results.csv", b"a,b\n1,2\n", "no dataset, method"),
+    ("results.csv", b"", "results.csv: is not a table as a run writes it"),
+    ("results.csv", b"a,b\n1,2\n", "no column dataset, method"),
     ("config.json", b"{", "config.json: is not the config of a run"),
     ("config.json", b"[]", "config.json: is not the config of a run"),
     ("metrics.jsonl", b"{}\n", "metrics.jsonl: is not the metrics of a run"),
