@@ -18,6 +18,7 @@ from jaxneg.models import sasrec
 from jaxneg.types import Dataset, EvalCases
 
 SPLITS = ("valid", "test")
+CHOSEN_AT_RANDOM = ("dns", "softmax_hard")  # or may be: each position has its own choice
 BUCKET_OVERFLOW = 1e-3  # chance that a batch is too long for one of its buckets and has to be padded
 MEMORY_SHARE = 0.9  # of what is free, for a chunk of seeds that is chosen to fit
 
@@ -171,9 +172,9 @@ def make_plan(config, folder: pathlib.Path, prepared: data.Prepared, seeds: rang
 def make_buckets(config, dataset: Dataset, num_seeds: int) -> tuple[buckets.Bucket, ...]:
     """How batches are cut so that few pads are computed; () where every sequence is to be padded to max_len."""
     drawn = config_lib.distributions(config_lib.flatten(config))
-    alone = "popularity_cohort" in drawn or config.sampler.scope == "position"
+    alone = "popularity_cohort" in drawn or config.sampler.scope == "position" or config.method in CHOSEN_AT_RANDOM
     if config.loss.count_pads and alone:
-        return ()  # a left-out pad would need negatives of its own
+        return ()  # each left-out pad would need negatives of its own
     overflow = BUCKET_OVERFLOW / num_seeds
     lengths = data.input_lengths(dataset)
     return buckets.choose_buckets(lengths, config.batch_size, config.model.max_len, config.num_buckets, overflow)

@@ -177,13 +177,16 @@ def batch_loss(
     encode = functools.partial(model.apply, {"params": params["encoder"]})
     total, count = jnp.zeros(()), jnp.zeros(())
 
+    selector_keys = jax.random.split(keys.selector, batch.inputs.shape)
+
     def values(hidden, piece: Piece, targets, negative_rows):
         if method.num_candidates == 0:
             return loss(hidden, params["item_table"], piece.targets)
-        offered, selector_key = piece.candidates, jax.random.fold_in(keys.selector, piece.first_row)
+        offered, end = piece.candidates, piece.first_row + piece.inputs.shape[0]
+        own_keys = selector_keys[piece.first_row : end, -hidden.shape[1] :]
         negatives = Negatives(offered.item_ids, sasrec.dot(hidden, negative_rows), offered.log_q, offered.mask)
         positive_scores = jnp.sum(hidden * targets, axis=-1)
-        chosen = method.selector(selector_key, negatives, positive_scores)
+        chosen = method.selector(own_keys, negatives, positive_scores)
         return loss(positive_scores, chosen, negative_weight=hyper.negative_weight)
 
     for piece in pieces:

@@ -144,7 +144,7 @@ SHARED_NEGATIVES = ("uniform", "in_batch", "adaptive_mixed")
 
 @pytest.mark.parametrize("method, count_pads", [
     *((method, pads) for method in SHARED_NEGATIVES for pads in (False, True)), ("popularity_cohort", False),
-    ("catalogue", False),
+    ("catalogue", False), ("softmax_hard", False),
 ])  # fmt: skip
 def test_buckets_give_what_the_padded_batch_gives(prepared, method, count_pads):
     init, step, tables, dataset = parts(prepared, method, count_pads=count_pads, max_len=40, buckets=CUT)

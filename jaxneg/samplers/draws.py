@@ -15,6 +15,12 @@ def bits(key: Key[Array, ""], shape: tuple[int, ...]) -> UInt32[Array, "..."]:
     return jax.random.bits(key, (math.prod(shape),), jnp.uint32).reshape(shape)
 
 
+def bits_of_each(keys: Key[Array, "*S"], number: int) -> UInt32[Array, "*S n"]:
+    """`number` words from each of several keys."""
+    words = jax.vmap(lambda key: jax.random.bits(key, (number,), jnp.uint32))(keys.reshape(-1))
+    return words.reshape(*keys.shape, number)
+
+
 def multiply_wide(words: UInt32[Array, "*S"], bound: UInt32[Array, "*#S"]) -> tuple[Array, Array]:
     """The high and the low 32 bits of the 64-bit product, in 16-bit halves (jax has no 64-bit integers by default)."""
     low_word, high_word = words & 0xFFFF, words >> 16

@@ -1,22 +1,23 @@
 """Selectors: which of the scored candidates become the negatives, where the hard ones are preferred.
 
-(key, Negatives with N, positive_scores [B, L]) -> Negatives with K. Gradients flow through the scores that are kept and
-never through the choice. What is chosen by its score has no known probability, so `log_q` becomes NaN [1, 1, K] then: a
-loss that reads it can not fail unseen.
+(key, Negatives with N, positive_scores [B, L]) -> Negatives with K. The key is one for all, or [B, L], one for each
+position: then what is chosen there does not depend on how a batch is cut. Gradients flow through the scores that are
+kept and never through the choice. What is chosen by its score has no known probability, so `log_q` becomes NaN
+[1, 1, K] then: a loss that reads it can not fail unseen.
 """
 
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 from jaxneg.errors import InputError
-from jaxneg.samplers.draws import bits, integers
+from jaxneg.samplers.draws import bits_of_each, multiply_wide
 from jaxneg.types import Negatives
 
 
-def all(key: Key[Array, ""], negatives: Negatives, positive_scores: Float[Array, "B L"] | None = None) -> Negatives:
+def all(key: Key[Array, "..."], negatives: Negatives, positive_scores: Float[Array, "B L"] | None = None) -> Negatives:
     """Every candidate."""
     return negatives
 
@@ -31,7 +32,7 @@ def top_k(num_kept: int) -> Callable:
     check_kept(num_kept)
 
     def select(
-        key: Key[Array, ""], negatives: Negatives, positive_scores: Float[Array, "B L"] | None = None
+        key: Key[Array, "..."], negatives: Negatives, positive_scores: Float[Array, "B L"] | None = None
     ) -> Negatives:
         if num_kept > negatives.scores.shape[-1]:
             raise InputError(f"sampler.num_kept is {num_kept}; allowed: at most the pool, {negatives.scores.shape[-1]}")
@@ -50,11 +51,12 @@ def random_of_top(num_top: int) -> Callable:
     hardest = top_k(num_top)
 
     def select(
-        key: Key[Array, ""], negatives: Negatives, positive_scores: Float[Array, "B L"] | None = None
+        key: Key[Array, "..."], negatives: Negatives, positive_scores: Float[Array, "B L"] | None = None
     ) -> Negatives:
         kept = hardest(key, negatives)
         num_valid = jnp.sum(kept.mask, axis=2, keepdims=True, dtype=jnp.int32)  # the masked ones come last
-        return chosen(kept, integers(key, jnp.maximum(num_valid, 1), num_valid.shape, num_top))
+        bound = jnp.maximum(num_valid, 1).astype(jnp.uint32)
+        return chosen(kept, multiply_wide(words(key, num_valid.shape), bound)[0].astype(jnp.int32))
 
     return select
 
@@ -71,11 +73,11 @@ def softmax(num_kept: int, rho: float) -> Callable:
     if not 0 <= rho < float("inf"):
         raise InputError(f"sampler.rho is {rho}; allowed: finite and 0 or more")
 
-    def select(key: Key[Array, ""], negatives: Negatives, positive_scores: Float[Array, "B L"]) -> Negatives:
+    def select(key: Key[Array, "..."], negatives: Negatives, positive_scores: Float[Array, "B L"]) -> Negatives:
         num_rows, length, num_candidates = negatives.scores.shape
         difference = jax.lax.stop_gradient(negatives.scores - positive_scores[:, :, None])
         upto = jnp.cumsum(hardness_weights(jax.nn.softplus(difference), negatives.mask, rho), axis=2)
-        fraction = (bits(key, (num_rows, length, num_kept)) >> 9).astype(jnp.float32) * 2.0**-23  # in [0, 1)
+        fraction = (words(key, (num_rows, length, num_kept)) >> 9).astype(jnp.float32) * 2.0**-23  # in [0, 1)
         first_above = jax.vmap(lambda row, points: jnp.searchsorted(row, points, side="right", method="scan_unrolled"))
         points = (fraction * upto[:, :, -1:]).reshape(-1, num_kept)
         place = first_above(upto.reshape(-1, num_candidates), points).reshape(num_rows, length, num_kept)
@@ -105,6 +107,12 @@ def hardness_weights(
     logits = jnp.where(valid, logits, -jnp.inf)
     peak = jnp.max(logits, axis=2, keepdims=True)
     return jnp.exp(logits - jnp.where(jnp.isfinite(peak), peak, 0.0))
+
+
+def words(key: Key[Array, "..."], shape: tuple[int, int, int]) -> UInt32[Array, "B L n"]:
+    """Random 32-bit words for each position, from one key for all or from one for each."""
+    keys = jax.random.split(key, shape[:2]) if key.ndim == 0 else key
+    return bits_of_each(keys, shape[2])
 
 
 def chosen(negatives: Negatives, place: Int[Array, "B L K"]) -> Negatives:
