@@ -148,7 +148,7 @@ child = "import pathlib, signal, sys, time\\n" \\
         "def stop(number, frame): pathlib.Path(sys.argv[1] + '.got').write_text(str(number)); sys.exit(143)\\n" \\
         "signal.signal(signal.SIGTERM, stop)\\n" \\
         "pathlib.Path(sys.argv[1] + '.begun').touch()\\n" \\
-        "time.sleep(60)\\n"
+        "time.sleep(600)\\n"
 folder = pathlib.Path(sys.argv[2])
 runs = [study["Run"]("toy", name, folder / name, (sys.executable, "-c", child, str(folder / name)), {})
         for name in "ab"]
@@ -158,14 +158,17 @@ sys.exit(study["main"](["study.py"]))
 
 
 def test_a_signal_goes_on_to_the_run_and_stops_the_study(tmp_path):
-    process = subprocess.Popen([sys.executable, "-c", STOPPED, str(ROOT / "launch/study.py"), str(tmp_path)],
-                               stderr=subprocess.PIPE, text=True, cwd=ROOT)
-    until = time.monotonic() + 60
-    while not (tmp_path / "a.begun").exists():
-        assert time.monotonic() < until and process.poll() is None
-        time.sleep(0.05)
-    process.terminate()
-    error = process.communicate(timeout=60)[1]
+    command = [sys.executable, "-c", STOPPED, str(ROOT / "launch/study.py"), str(tmp_path)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        try:
+            until = time.monotonic() + 300  # far more than a start takes on a busy machine
+            while not (tmp_path / "a.begun").exists():
+                assert time.monotonic() < until and process.poll() is None
+                time.sleep(0.05)
+            process.terminate()
+            error = process.communicate(timeout=300)[1]
+        finally:
+            process.kill()
     assert process.returncode == 143 and "stopped; the same command goes on from here" in error
     assert (tmp_path / "a.got").read_text() == str(int(signal.SIGTERM)) and not (tmp_path / "b.begun").exists()
 
