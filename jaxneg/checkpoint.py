@@ -3,6 +3,7 @@
 import json
 import logging
 import pathlib
+import shutil
 import sys
 import time
 import zlib
@@ -19,6 +20,15 @@ FIRST_SECONDS = 1.0  # of training before a process saves for the first time: it
 COST = 20  # the least time between saves, in times of what the last one took
 
 
+_others = sys.unraisablehook
+
+
+def _hook(unraisable) -> None:
+    """Hides what a failed read or write leaves behind: late callbacks that find their event loop closed."""
+    if not (isinstance(unraisable.exc_value, RuntimeError) and "Event loop is closed" in str(unraisable.exc_value)):
+        _others(unraisable)
+
+
 class Checkpoints:
     """The checkpoints in one folder: when the next is due, saving, and bringing back the newest that is sound.
 
@@ -29,6 +39,7 @@ class Checkpoints:
     def __init__(self, folder: pathlib.Path, least_seconds: float):
         """`least_seconds`: the least time between two saves."""
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax logs all of its work, and each error many times
+        sys.unraisablehook = _hook
         options = ocp.CheckpointManagerOptions(max_to_keep=KEEP, cleanup_tmp_directories=True)
         self.folder = folder
         self.seconds = 0.0  # spent on saves so far, in the background too
@@ -67,7 +78,6 @@ class Checkpoints:
             try:
                 return self._read(step, like)
             except Exception as error:  # whatever damaged files make of the libraries that read them
-                _hush_late_callbacks()
                 reason = " ".join(str(error).split())[:120]
                 print(f"jaxneg: the checkpoint of step {step:,} is damaged ({reason}); using the one before it",
                       file=sys.stderr)  # fmt: skip
@@ -113,21 +123,12 @@ class Checkpoints:
             function()
         except (OSError, ValueError) as error:  # a full disk comes as either, from the writing library
             self._started = None
+            for unfinished in self.folder.glob("*.orbax-checkpoint-tmp"):
+                shutil.rmtree(unfinished, ignore_errors=True)
             steps = self._manager.all_steps(read=True)
             left = f"the last good one is of step {max(steps):,}" if steps else "there is none yet"
             reason = " ".join(str(error).split())[-160:]
             raise InputError(f"{self.folder}: a checkpoint cannot be written ({reason}); {left}") from error
-
-
-def _hush_late_callbacks() -> None:
-    """Hides what a failed read leaves behind: callbacks of its reader that find their event loop closed."""
-    others = sys.unraisablehook
-
-    def hook(unraisable):
-        if not (isinstance(unraisable.exc_value, RuntimeError) and "Event loop is closed" in str(unraisable.exc_value)):
-            others(unraisable)
-
-    sys.unraisablehook = hook
 
 
 def checksum(tree: Any) -> int:

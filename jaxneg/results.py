@@ -168,8 +168,8 @@ def results_table(results: pd.DataFrame | Sequence[Mapping]) -> str:
     """The terminal's table: a line for each method, with mean +- standard deviation over its seeds.
 
     `results` are rows of results.csv; baselines are rows like any other. The deviation is the sample's
-    (n - 1), left out for one seed. A Balance that is not defined is left out of the mean, and said in words.
-    The dataset is named in the lines if there are several.
+    (n - 1), left out for one seed. Failed seeds are counted and left out. A Balance that is not defined is left out
+    of the mean, and said in words. The dataset is named in the lines if there are several.
     """
     frame = pd.DataFrame(results)
     columns = {
@@ -178,8 +178,10 @@ def results_table(results: pd.DataFrame | Sequence[Mapping]) -> str:
     }  # fmt: skip
     lines, notes = [["dataset", "method", "seeds", *columns]], []
     for (dataset, method), group in frame.groupby(["dataset", "method"], sort=False):
-        cells = [_mean_and_deviation(group[column]) for column in columns.values()]
-        lines.append([str(dataset), str(method), str(len(group)), *cells])
+        well = group[group["status"] != "failed"]
+        cells = [_mean_and_deviation(well[column]) for column in columns.values()]
+        number = str(len(group)) if len(well) == len(group) else f"{len(well)} of {len(group)}"
+        lines.append([str(dataset), str(method), number, *cells])
         notes += _notes(str(method), group)
     if frame["dataset"].nunique() == 1:
         lines = [["", *line[1:]] for line in lines]
@@ -202,14 +204,14 @@ def _mean_and_deviation(values: pd.Series) -> str:
 
 
 def _notes(method: str, group: pd.DataFrame) -> Iterator[str]:
-    undefined = group[group["balance"].astype(float).isna()]
+    undefined = group[group["balance"].astype(float).isna() & (group["status"] != "failed")]
     for _, row in undefined.iterrows():
         empty = [cohort for cohort in COHORTS if row[f"{cohort}_cases"] == 0]
         reason = f"no test case has a {' or '.join(empty)} target" if empty else "no test case is hit at 10"
         yield f"{method}, seed {row['seed']}: Balance is undefined, because {reason}."
-    for status, count in group["status"].value_counts().items():
-        if status != "ok":
-            yield f"{method}: {count} of {len(group)} seeds have status {status}."
+    failed = (group["status"] == "failed").sum()
+    if failed:
+        yield f"{method}: {failed} of {len(group)} seeds failed (not finite); the means leave them out."
 
 
 def read_results(path: str | Path) -> pd.DataFrame:

@@ -128,12 +128,19 @@ def test_table_shows_mean_and_deviation_over_seeds_aligned():
 
 def test_table_says_in_words_why_a_balance_is_missing():
     rows = [result(seed=0), result(seed=1, balance=math.nan), result(seed=2, balance=math.nan, mid_cases=0)]
-    table = results.results_table([*rows, result(method="in_batch", balance=math.nan, status="diverged")])
+    table = results.results_table(rows)
     assert "uniform, seed 1: Balance is undefined, because no test case is hit at 10." in table
     assert "uniform, seed 2: Balance is undefined, because no test case has a mid target." in table
-    assert "in_batch: 1 of 1 seeds have status diverged." in table
-    assert "undefined" in table.splitlines()[3]
     assert "nan" not in table
+    none = results.results_table([result(balance=math.nan), result(method="mixed")])
+    assert "undefined" in none.splitlines()[2]
+
+
+def test_table_counts_failed_seeds_and_leaves_them_out():
+    rows = [result(seed=0), result(seed=1, status="failed", balance=math.nan, **{"hr@10": 0.9})]
+    _, _, line, note = results.results_table(rows).splitlines()
+    assert "1 of 2" in line and "0.9" not in line and "+-" not in line
+    assert note == "uniform: 1 of 2 seeds failed (not finite); the means leave them out."
 
 
 def test_results_are_read_as_they_were_written(tmp_path):
