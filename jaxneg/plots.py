@@ -22,9 +22,9 @@ METHODS = {
     "in_batch": ("#009e73", "D"),
     "mixed": ("#56b4e9", "P"),
     "adaptive": ("#cc79a7", "X"),
-    "adaptive_mixed": ("#222222", "*"),
+    "adaptive_mixed": ("#7b5fc7", "*"),
 }
-OTHER_COLOURS = ("#6a3d9a", "#b15928", "#1b9e77", "#e7298a", "#66a61e", "#a6761d", "#377eb8", "#984ea3", "#a65628")
+OTHER_COLOURS = ("#222222", "#b15928", "#1b9e77", "#e7298a", "#66a61e", "#a6761d", "#377eb8", "#999933", "#882255")
 OTHER_MARKERS = "ph<>8dH"
 COHORT_COLOURS = {"head": "#d55e00", "mid": "#e69f00", "tail": "#0072b2"}
 
@@ -123,7 +123,7 @@ def place_labels(
     figure.set_layout_engine("none")  # what is measured from here on must stay where it is
     renderer, inside = figure.canvas.get_renderer(), axes.get_window_extent().extents
     at = {name: axes.transData.transform(point) for name, point in points.items()}
-    taken = [_box(place, 8) for place in at.values()]  # boxes as left, bottom, right, top in pixels
+    taken = [_box(place, 11) for place in at.values()]  # boxes as left, bottom, right, top in pixels
     for ends in lines:
         start, end = axes.transData.transform(ends)
         steps = np.linspace(0, 1, 2 + int(np.hypot(*(end - start)) / 6))[:, None]  # a line as a row of dots
@@ -141,13 +141,13 @@ def place_labels(
             return _overlaps(box, obstacles).sum() + 10 * outside
 
         directions = [np.array([np.cos(angle), np.sin(angle)]) for angle in np.radians(range(0, 360, 30))]
-        tried = [place + direction * (half + 11 + away)
+        tried = [place + direction * (half + 15 + away)
                  for away in (0, 12, 26, 42, 60, 80, 110, 140) for direction in directions]  # fmt: skip
         middle = next((middle for middle in tried if cost(middle) <= 0), None)
         middle = min(tried, key=cost) if middle is None else middle
         text.set_position(tuple(middle - place))
         taken.append(_box(middle, half + 2))
-        if np.hypot(*(np.abs(middle - place) - half).clip(0)) > 18:
+        if np.hypot(*(np.abs(middle - place) - half).clip(0)) > 22:
             edge = np.clip(place, middle - half, middle + half)  # the nearest point of the text's box
             line = {"arrowstyle": "-", "color": colours[name], "linewidth": 0.7}
             axes.annotate("", points[name], xytext=tuple(edge - place), textcoords="offset pixels", arrowprops=line)
@@ -175,7 +175,7 @@ def cohort_bars(
     places = np.arange(len(bars))[::-1]
     for axes, cohort in zip(panels, cohorts, strict=True):
         values = np.array([each[cohort] for each in bars.values()])
-        axes.barh(places, values[:, 0], xerr=values[:, 1:].T, height=0.7, capsize=2.5, ecolor="#333333",
+        axes.barh(places, values[:, 0], xerr=values[:, 1:].T, height=0.7, capsize=2.5, ecolor="#111111",
                   error_kw={"elinewidth": 1}, color=[styles[label].colour for label in bars])  # fmt: skip
         axes.set_title(f"{cohort} items", fontsize=11)
         axes.set_xlabel(metric)

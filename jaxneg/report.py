@@ -24,6 +24,7 @@ from jaxneg.errors import InputError
 WEAK_POPULARITY = 0.5  # popularity sampling below this share of the best NDCG@10 is a warning sign
 UNSTABLE = 0.2  # standard deviation over mean of NDCG@10
 MANY_ROWS = 15  # a longer table of tests is folded
+MANY_PAIRS = 10  # of more equal pairs, the recommendation names those of the most accurate method only
 STILL_RISING = 0.5  # share of the seeds that are best at the last evaluation
 NAMES = {"hr@10": "HR@10", "ndcg@10": "NDCG@10", "balance": "Balance", "coverage@10": "coverage@10", "arp@10": "ARP@10",
          "popular_share@10": "popular share@10", "train_seconds": "training seconds per run",
@@ -385,11 +386,12 @@ def _choices(study: runs.Study, lines, ranked, pairs) -> Iterator[str]:
     tested = [pair for pair in pairs if math.isfinite(pair.welch_holm)]
     equal = [pair for pair in tested if not pair.significant]
     if tested:
-        level = [f"`{pair.b}` (p {_p(pair.welch_holm)})" for pair in equal if pair.a == best.label]
         beaten = sum(pair.significant for pair in pairs if pair.a == best.label)
-        yield (f"Not significant: {len(equal)} of {len(tested)} differences in NDCG@10 (Welch, Holm). `{best.label}` "
-               f"is significantly better than {beaten} of {len(lines) - 1} methods" +
-               (f", and not shown to be better than {_listed(level)}." if level else "."))  # fmt: skip
+        shown = equal if len(equal) <= MANY_PAIRS else [pair for pair in equal if pair.a == best.label]
+        named = [f"`{pair.a}` and `{pair.b}` (p {_p(pair.welch_holm)})" for pair in shown]
+        yield (f"Not significant: {len(equal)} of {len(tested)} differences in NDCG@10 (Welch, Holm)" +
+               (f", {'among them ' * (shown != equal)}{_listed(named)}. " if named else ". ") +
+               f"`{best.label}` is significantly better than {beaten} of {len(lines) - 1} methods.")  # fmt: skip
     if len(chosen) > 1:
         fair = max(chosen, key=lambda line: line.mean("balance"))
         moves = [f"{cohort} {best.mean(f'{cohort}_ndcg@10'):.4f} to {fair.mean(f'{cohort}_ndcg@10'):.4f}"
