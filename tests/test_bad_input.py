@@ -768,6 +768,13 @@ def test_a_damaged_folder_is_refused_when_read_and_made_again_from_the_raw_file(
     assert list(cache.iterdir()) == [folder]  # and no file that a loaded pickle would have made
 
 
+def test_the_pickled_array_would_do_harm_if_it_were_loaded(tmp_path):
+    (tmp_path / "folder").mkdir()
+    pickled(tmp_path / "folder")
+    np.load(tmp_path / "folder" / "items.npy", allow_pickle=True)
+    assert (tmp_path / "loaded").exists()
+
+
 def test_a_sound_folder_of_others_is_used_and_a_closed_cache_refused(public_folder, capsys):
     raw_file, cache = public_folder / "raw.csv", public_folder / "cache"
     raw_file.write_bytes(TABLE)

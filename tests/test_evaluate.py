@@ -1,5 +1,9 @@
 """Full-catalogue ranks and recommendations against brute force in NumPy float64."""
 
+import json
+import pathlib
+import subprocess
+import sys
 from functools import partial
 
 import jax
@@ -231,3 +235,15 @@ def test_chunks_fit_the_budget(num_items, num_seeds):
         assert chunks.case_chunk >= 1 and chunks.item_chunk % 128 == 0
         floats = num_seeds * chunks.item_chunk * (3 * chunks.case_chunk + 50)
         assert 4 * floats <= budget or chunks == Chunks(64, 128)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process's memory is read from /proc")
+@pytest.mark.parametrize("memory_mb", [16, 64])
+def test_a_million_items_stay_within_the_stated_memory(memory_mb):
+    """In a process of its own, beyond the tables: `eval.memory_mb` and the benchmark's stated constant."""
+    script = pathlib.Path(__file__).parent.parent / "benchmarks" / "evaluate_memory.py"
+    command = [sys.executable, script, f"--memory_mb={memory_mb}", "--histories=300"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    measured = json.loads(done.stdout)
+    assert 0 < measured["beyond_before_mb"] < measured["allowed_mb"]
