@@ -242,7 +242,9 @@ def _read_parquet(stream, path, wanted: Sequence[str]) -> pa.Table:
     text = [name for name in wanted if _is_text(schema.field(name).type)]
     try:  # text stays a dictionary: a long one that every row repeats is then held once
         file = pq.ParquetFile(source, metadata=file.metadata, read_dictionary=text)
-        return file.read(columns=list(wanted), use_threads=False).select(list(wanted))
+        table = file.read(columns=list(wanted), use_threads=False).select(list(wanted))
+        table.validate(full=True)  # codes within the dictionary, text in UTF-8: Arrow does not look by itself
+        return table
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         raise InputError(f"{path}: is not a sound parquet file ({_line(error)})") from error
 

@@ -179,6 +179,16 @@ def test_damaged_files_are_read_or_refused(tmp_path, reader):
     assert counts["refused"] > 0
 
 
+@pytest.mark.parametrize("reader, file", [("parquet", 1), ("zip", 0)])
+def test_each_byte_damaged_in_turn(tmp_path, reader, file):
+    """Arrow, for one, gives a table whose dictionary codes point nowhere."""
+    sound, path, counts = SOUND[reader][file], tmp_path / "f", collections.Counter()
+    for at in range(len(sound)):
+        path.write_bytes(sound[:at] + bytes([sound[at] ^ (1 << at % 8)]) + sound[at + 1 :])
+        counts[outcome(path, "auto")] += 1
+    assert counts["read"] > 0 and counts["refused"] > 0
+
+
 @pytest.fixture(scope="module")
 def report():
     """{reader: its numbers}, written to the file that JAXNEG_FUZZ_REPORT names once all of them are there."""
