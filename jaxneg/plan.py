@@ -20,6 +20,7 @@ from jaxneg.types import Dataset, EvalCases
 SPLITS = ("valid", "test")
 CHOSEN_AT_RANDOM = ("dns", "softmax_hard")  # or may be: each position has its own choice
 BUCKET_OVERFLOW = 1e-3  # chance that a batch is too long for one of its buckets and has to be padded
+MOST_STEPS = 2**31 - 1  # TrainState.step is int32
 MEMORY_SHARE = 0.9  # of what is free, for a chunk of seeds that is chosen to fit
 
 
@@ -119,6 +120,10 @@ def make_plan(config, folder: pathlib.Path, prepared: data.Prepared, seeds: rang
         config.optimizer.b1, config.optimizer.b2, config.optimizer.epsilon, config.optimizer.tensorflow_epsilon
     )
     steps_per_epoch = max(1, prepared.num_users // config.batch_size)
+    if config.num_epochs * steps_per_epoch > MOST_STEPS:
+        most = MOST_STEPS // steps_per_epoch
+        raise InputError(f"config.num_epochs={config.num_epochs} is too many: {most} or fewer of {steps_per_epoch:,} "
+                         f"steps each, since steps are counted to {MOST_STEPS:,}")  # fmt: skip
     loss_settings = losses.Settings(**{name: config.loss[name] for name in losses.Settings._fields})
     unselected = method.num_candidates - method.num_kept if config.loss.keep_unselected else 0
     step = train.make_step(

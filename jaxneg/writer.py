@@ -28,15 +28,17 @@ def claimed(workdir: str | os.PathLike) -> Iterator[pathlib.Path]:
     Raises InputError where nothing can be written there, another process is at work in it, or the disk turns full.
     """
     path = pathlib.Path(workdir)
-    existed = path.exists()
     try:
+        existed = path.exists()
         path.mkdir(parents=True, exist_ok=True)
         probe = path / f".write-test-{os.getpid()}"
         probe.touch()
         probe.unlink()
         folder = os.open(path, os.O_RDONLY)
-    except OSError as error:
-        raise InputError(f"workdir {path} cannot be written ({error.strerror}): name a writable folder") from error
+    except (OSError, ValueError) as error:  # ValueError: a name that no file system takes
+        told = f"{str(path)[:100]!r}" if len(str(path)) > 100 or not str(path).isprintable() else str(path)
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"workdir {told} cannot be written ({reason}): name a writable folder") from error
     try:
         fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
@@ -121,7 +123,7 @@ def read_json(path: pathlib.Path) -> Any:
     """A JSON document. Raises InputError where it is none."""
     try:
         return json.loads(path.read_text())
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"{path} is not JSON: name another --workdir") from error
 
 

@@ -415,6 +415,8 @@ def test_seen_items_filtered_and_rolling_histories(cache, finished, tmp_path):
 @pytest.mark.parametrize("others, words", [
     ({"sampler__num_uniform": 81}, "at most the number of items"),
     ({"data__format": "auto"}, "config.data.path is empty"),
+    ({"num_epochs": 10**6, "batch_size": 1, "data__synthetic__num_users": 2990, "data__synthetic__num_rows": 9000},
+     "config.num_epochs=1000000 is too many: "),
     ({"data__format": "auto", "data__path": "nowhere.csv"}, "nowhere.csv"),
     ({"method": "nonsense"}, "nonsense"),
 ])  # fmt: skip

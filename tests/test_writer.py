@@ -90,6 +90,38 @@ def test_a_workdir_that_cannot_be_one(tmp_path, make):
         pass
 
 
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b"])
+def test_a_workdir_that_no_file_system_takes(tmp_path, name):
+    with pytest.raises(InputError, match="cannot be written") as refused, writer.claimed(tmp_path / name):
+        pass
+    assert len(str(refused.value)) < 300 and str(refused.value).isprintable()
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff\xfe{}", None])
+def test_json_that_is_none_is_told_of(tmp_path, content):
+    path = tmp_path / "config.json"
+    path.mkdir() if content is None else path.write_bytes(content)
+    with pytest.raises(InputError, match="config.json is not JSON"):
+        writer.read_json(path)
+
+
+class Trap:
+    """Unpickled, it makes a folder."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def test_no_pickle_is_loaded(tmp_path):
+    np.savez(tmp_path / "cases.npz", x=np.array([Trap(tmp_path / "sprung")], dtype=object))
+    with pytest.raises(InputError, match="cases.npz is damaged"):
+        writer.read_arrays(tmp_path / "cases.npz")
+    assert not (tmp_path / "sprung").exists()
+
+
 def test_a_workdir_in_which_nothing_was_done_is_unmade(tmp_path):
     for name in ("empty", "used"):
         with pytest.raises(InputError, match="why"), writer.claimed(tmp_path / name) as folder:
