@@ -158,7 +158,7 @@ def save_often(monkeypatch):
     return {"checkpoint_seconds": 0.0, "steps_per_dispatch": 3}
 
 
-def same_run(folder, other):
+def assert_same_run(folder, other):
     assert (folder / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
     pd.testing.assert_frame_equal(without_times(folder / "results.csv"), without_times(other / "results.csv"))
     for name in ("cases.npz", "model.npz"):
@@ -170,7 +170,7 @@ def same_run(folder, other):
 
 def test_the_same_config_twice_gives_the_same_numbers(finished, cache, tmp_path):
     experiment.run(small(cache, num_seeds=2), tmp_path)
-    same_run(tmp_path, finished)
+    assert_same_run(tmp_path, finished)
 
 
 @pytest.mark.parametrize("after_rows", [False, True])
@@ -193,7 +193,7 @@ def test_a_killed_run_goes_on_to_the_same_results(finished, cache, tmp_path, mon
     calls = stop_evaluation(monkeypatch, 0, None)
     experiment.run(config, tmp_path)
     assert len(calls) == 2  # the first evaluation is not repeated, the second is
-    same_run(tmp_path, finished)
+    assert_same_run(tmp_path, finished)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -218,7 +218,7 @@ def test_a_signal_saves_and_stops(finished, cache, tmp_path, monkeypatch, number
     saved = tmp_path / "checkpoints" / "seeds_0_1" / str(step)
     assert saved.is_dir()
     experiment.run(config, tmp_path)
-    same_run(tmp_path, finished)
+    assert_same_run(tmp_path, finished)
 
 
 def test_a_damaged_checkpoint_costs_some_steps_and_no_more(finished, cache, tmp_path, monkeypatch, save_often, capsys):
@@ -232,7 +232,7 @@ def test_a_damaged_checkpoint_costs_some_steps_and_no_more(finished, cache, tmp_
     largest.write_bytes(largest.read_bytes()[:-7])
     experiment.run(config, tmp_path)
     assert f"the checkpoint of step {newest.name} is damaged" in capsys.readouterr().err
-    same_run(tmp_path, finished)
+    assert_same_run(tmp_path, finished)
 
 
 def stop_here(*_):
@@ -267,7 +267,7 @@ def test_more_epochs_go_on_from_the_last(finished, cache, tmp_path):
     with pytest.raises(InputError, match="num_epochs was 24 and is 30.*--extend accepts"):
         experiment.run(config, tmp_path)
     experiment.run(config, tmp_path, extend=True)
-    same_run(tmp_path, finished)
+    assert_same_run(tmp_path, finished)
 
 
 def test_seeds_in_chunks_are_the_seeds_together(finished, cache, tmp_path):
@@ -292,7 +292,7 @@ def test_other_versions_are_refused_while_there_is_work_to_do(finished, cache, t
         experiment.run(config, folder)
     experiment.run(config, folder, extend=True)
     assert "numbers may differ in their last digits" in capsys.readouterr().err
-    same_run(folder, finished)
+    assert_same_run(folder, finished)
     record = json.loads((folder / "config.json").read_text())
     assert [run["versions"]["jaxneg"] for run in record["continued"]] == ["99.0"]
 
