@@ -16,11 +16,12 @@ from jax.nn.initializers import glorot_uniform
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt32
 
 from jaxneg.errors import InputError
+from jaxneg.models import layers
 
 Rate = float | int | Float[Array, ""]
 
-LAYER_NORM_EPSILON = 1e-8
 MASKED_SCORE = -1e9  # finite, so that the softmax of a row with no key left is uniform and not NaN
+QUERY_CHUNK = 50  # of attention on CPU
 
 
 def random_bits(key: PRNGKeyArray, index: UInt32[Array, "*shape"]) -> UInt32[Array, "*shape"]:
@@ -68,12 +69,13 @@ class Places(NamedTuple):
         """The elements of hidden states."""
         return self.position[..., None] * width + jnp.arange(width, dtype=jnp.uint32)[None, None]
 
-    def of_pairs(self, num_heads: int) -> UInt32[Array, "B H L L"]:
-        """The elements of attention weights."""
-        length = self.position.shape[1]
-        query = self.position[:, None] * num_heads + jnp.arange(num_heads, dtype=jnp.uint32)[None, :, None]
-        key = jnp.arange(self.max_len - length, self.max_len, dtype=jnp.uint32)
-        return query[..., None] * self.max_len + key[None, None, None]
+    def of_pairs(self, num_heads: int, start: int, end: int) -> UInt32[Array, "B H K Q"]:
+        """The elements of attention weights: keys up to `end`, and queries from `start` to `end`."""
+        first_key = self.max_len - self.position.shape[1]
+        row = self.position[:, start:end][:, None] * num_heads
+        query = row + jnp.arange(num_heads, dtype=jnp.uint32)[None, :, None]
+        key = jnp.arange(first_key, first_key + end, dtype=jnp.uint32)
+        return query[:, :, None] * self.max_len + key[None, None, :, None]
 
 
 def places(first_row: int, batch: int, length: int, max_len: int) -> Places:
@@ -89,28 +91,44 @@ class LayerNorm(nn.Module):
     def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         offset = self.param("offset", nn.initializers.zeros, (x.shape[-1],))
-        centred = x - jnp.mean(x, axis=-1, keepdims=True)
-        variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
-        return centred * jax.lax.rsqrt(variance + LAYER_NORM_EPSILON) * scale[None, None] + offset[None, None]
+        return layers.standardise(x) * scale[None, None] + offset[None, None]
 
 
 def attend(
     query: Float[Array, "B L D"],
     key: Float[Array, "B L D"],
     value: Float[Array, "B L D"],
-    allowed: Bool[Array, "B L L"],
+    is_item: Bool[Array, "B L"],
     num_heads: int,
     rate: Rate,
     dropout_key: PRNGKeyArray | None,
     place: Places,
 ) -> Float[Array, "B L D"]:
-    """Scaled dot-product attention; `allowed[b, i, j]`: position i may look at position j."""
+    """Causal scaled dot-product attention: each position looks at the items up to its own.
+
+    A position without an item up to its own looks at keys of its chunk alike, and nobody uses what it sees. On CPU
+    long sequences are cut into chunks of queries, each with the keys that it may see: half of the products are saved.
+    """
     batch, length, width = query.shape
-    query, key, value = (x.reshape(batch, length, num_heads, -1) for x in (query, key, value))
-    scores = jnp.einsum("bqhd,bkhd->bhqk", query * math.sqrt(num_heads / width), key)
-    weights = jax.nn.softmax(jnp.where(allowed[:, None], scores, MASKED_SCORE), axis=-1)
-    weights = dropout(dropout_key, weights, rate, place.of_pairs(num_heads))
-    return jnp.einsum("bhqk,bkhd->bqhd", weights, value).reshape(batch, length, width)
+
+    def by_head(x):
+        return x.reshape(batch, length, num_heads, -1).swapaxes(1, 2).reshape(batch * num_heads, length, -1)
+
+    query, key, value = by_head(query * math.sqrt(num_heads / width)), by_head(key), by_head(value)
+    chunk = QUERY_CHUNK if jax.default_backend() == "cpu" and length > QUERY_CHUNK else length
+    attended = []
+    for start in range(0, length, chunk):
+        end = min(start + chunk, length)
+        # Keys before queries: on CPU sums over an axis that is not the last are vectorised.
+        scores = layers.product(key[:, :end], layers.turned(query[:, start:end]))
+        allowed = is_item[:, :end, None] & (jnp.arange(end)[:, None] <= jnp.arange(start, end)[None])[None]
+        allowed = jnp.repeat(allowed, num_heads, axis=0)
+        weights = jax.nn.softmax(jnp.where(allowed, scores, MASKED_SCORE), axis=1)
+        element = place.of_pairs(num_heads, start, end)
+        weights = dropout(dropout_key, weights, rate, element.reshape(weights.shape))
+        attended.append(layers.product(layers.turned(weights), value[:, :end]))
+    attended = jnp.concatenate(attended, axis=1).reshape(batch, num_heads, length, -1)
+    return attended.swapaxes(1, 2).reshape(batch, length, width)
 
 
 class Block(nn.Module):
@@ -122,7 +140,7 @@ class Block(nn.Module):
     def __call__(
         self,
         x: Float[Array, "B L D"],
-        allowed: Bool[Array, "B L L"],
+        is_item: Bool[Array, "B L"],
         rate: Rate,
         dropout_keys: tuple[PRNGKeyArray | None, PRNGKeyArray | None, PRNGKeyArray | None],
         place: Places,
@@ -135,7 +153,7 @@ class Block(nn.Module):
         attention_key, inner_key, outer_key = dropout_keys
         normed = LayerNorm(name="attention_norm")(x)
         query, key, value = dense("query")(normed), dense("key")(x), dense("value")(x)
-        x = normed + attend(query, key, value, allowed, self.num_heads, rate, attention_key, place)
+        x = normed + attend(query, key, value, is_item, self.num_heads, rate, attention_key, place)
         normed = LayerNorm(name="ffn_norm")(x)
         element = place.of_width(x.shape[-1])
         inner = dropout(inner_key, nn.relu(dense("ffn_inner")(normed)), rate, element)
@@ -185,12 +203,11 @@ class SASRec(nn.Module):
         place = places(first_row, embedded.shape[0], length, self.max_len)
         keys = [None] * num_sites if dropout_key is None else list(jax.random.split(dropout_key, num_sites))
 
-        allowed = is_item[:, None, :] & jnp.tri(length, dtype=bool)[None]
         x = embedded * math.sqrt(self.width) + positions[None, self.max_len - length:]
         x = jnp.where(is_item[..., None], dropout(keys[0], x, dropout_rate, place.of_width(width)), 0)
         for i in range(self.num_blocks):
             block = Block(self.num_heads, name=f"block_{i}")
-            x = block(x, allowed, dropout_rate, tuple(keys[1 + 3 * i:4 + 3 * i]), place)
+            x = block(x, is_item, dropout_rate, tuple(keys[1 + 3 * i:4 + 3 * i]), place)
             x = jnp.where(is_item[..., None], x, 0)
         return LayerNorm(name="final_norm")(x)
 
