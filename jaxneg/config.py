@@ -167,6 +167,8 @@ FIELDS: dict[str, Field] = {
     "model.num_blocks": Field(2, int, _at_least(1, 1000), "transformer blocks"),
     "model.num_heads": Field(1, int, _at_least(1, 10**4), "attention heads; they divide the width"),
     "model.max_len": Field(50, int, _at_least(1, 10**5), "last items of a history that the model sees"),
+    "model.compute": Field("float32", str, _one_of("float32", "bfloat16"),
+                           "precision of the encoder's products; weights, sums and scores stay float32"),
     "model.dropout": Field(0.2, float, BELOW_ONE, "dropout of embeddings, attention and feed-forward layers"),
     "optimizer.b1": Field(0.9, float, BELOW_ONE, "Adam's decay of the mean"),
     "optimizer.b2": Field(0.98, float, BELOW_ONE, "Adam's decay of the variance"),

@@ -112,7 +112,7 @@ def make_plan(config, folder: pathlib.Path, prepared: data.Prepared, seeds: rang
     num_items, ks = prepared.num_items, tuple(config.eval.ks)
     settings = samplers.Settings(**{name: config.sampler[name] for name in samplers.Settings._fields})
     method = samplers.make(config.method, num_items, settings)
-    model = sasrec.SASRec(config.model.num_blocks, config.model.num_heads, config.model.width, config.model.max_len)
+    model = sasrec.SASRec(**{name: config.model[name] for name in sasrec.SETTINGS})
     dataset = data.training_set(prepared)
     targets = data.target_counts(dataset, model.max_len, num_items)
     tables = method.proposal.init(np.asarray(prepared.item_counts), targets)

@@ -21,6 +21,7 @@ from jaxneg.models import layers
 Rate = float | int | Float[Array, ""]
 
 MASKED_SCORE = -1e9  # finite, so that the softmax of a row with no key left is uniform and not NaN
+SETTINGS = ("num_blocks", "num_heads", "width", "max_len", "compute")  # SASRec's own, as the config names them
 QUERY_CHUNK = 50  # of attention on CPU
 
 
@@ -85,10 +86,11 @@ def places(first_row: int, batch: int, length: int, max_len: int) -> Places:
 
 
 class LayerNorm(nn.Module):
-    """Over the last axis, with the biased variance and epsilon 1e-8 (flax's own default differs)."""
+    """Over the last axis, with the biased variance and epsilon 1e-8 (flax's own default differs); in float32."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+        x = x.astype(jnp.float32)
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         offset = self.param("offset", nn.initializers.zeros, (x.shape[-1],))
         return layers.standardise(x) * scale[None, None] + offset[None, None]
@@ -123,9 +125,9 @@ def attend(
         scores = layers.product(key[:, :end], layers.turned(query[:, start:end]))
         allowed = is_item[:, :end, None] & (jnp.arange(end)[:, None] <= jnp.arange(start, end)[None])[None]
         allowed = jnp.repeat(allowed, num_heads, axis=0)
-        weights = jax.nn.softmax(jnp.where(allowed, scores, MASKED_SCORE), axis=1)
+        weights = jax.nn.softmax(jnp.where(allowed, scores.astype(jnp.float32), MASKED_SCORE), axis=1)
         element = place.of_pairs(num_heads, start, end)
-        weights = dropout(dropout_key, weights, rate, element.reshape(weights.shape))
+        weights = dropout(dropout_key, weights.astype(value.dtype), rate, element.reshape(weights.shape))
         attended.append(layers.product(layers.turned(weights), value[:, :end]))
     attended = jnp.concatenate(attended, axis=1).reshape(batch, num_heads, length, -1)
     return attended.swapaxes(1, 2).reshape(batch, length, width)
@@ -135,6 +137,7 @@ class Block(nn.Module):
     """One block. The residuals add the NORMALISED input, and keys and values see the un-normalised one."""
 
     num_heads: int
+    compute: str
 
     @nn.compact
     def __call__(
@@ -146,7 +149,7 @@ class Block(nn.Module):
         place: Places,
     ) -> Float[Array, "B L D"]:
         def dense(name):
-            layer = nn.Dense(x.shape[-1], kernel_init=glorot_uniform(), name=name)
+            layer = nn.Dense(x.shape[-1], dtype=self.compute, kernel_init=glorot_uniform(), name=name)
             # As one matrix of B * L rows: on CPU the kernel's gradient is then twice as fast.
             return lambda rows: layer(rows.reshape(-1, rows.shape[-1])).reshape(rows.shape)
 
@@ -163,6 +166,8 @@ class Block(nn.Module):
 class SASRec(nn.Module):
     """The encoder: `num_blocks` blocks of `num_heads` heads on rows of `width`, up to `max_len` long.
 
+    `compute` is the type of what the products multiply: "float32" or "bfloat16". Weights, residuals, LayerNorm and
+    softmax are float32 either way, and so is the result.
     Raises InputError where a size is below 1 or `num_heads` does not divide `width`.
     """
 
@@ -170,6 +175,7 @@ class SASRec(nn.Module):
     num_heads: int
     width: int
     max_len: int
+    compute: str = "float32"
 
     def __post_init__(self):
         for name in ("num_blocks", "num_heads", "width", "max_len"):
@@ -206,7 +212,7 @@ class SASRec(nn.Module):
         x = embedded * math.sqrt(self.width) + positions[None, self.max_len - length:]
         x = jnp.where(is_item[..., None], dropout(keys[0], x, dropout_rate, place.of_width(width)), 0)
         for i in range(self.num_blocks):
-            block = Block(self.num_heads, name=f"block_{i}")
+            block = Block(self.num_heads, self.compute, name=f"block_{i}")
             x = block(x, is_item, dropout_rate, tuple(keys[1 + 3 * i:4 + 3 * i]), place)
             x = jnp.where(is_item[..., None], x, 0)
         return LayerNorm(name="final_norm")(x)

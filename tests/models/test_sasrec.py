@@ -354,3 +354,20 @@ def test_a_sequence_that_is_too_long_is_named():
     model, params = build()
     with pytest.raises(InputError, match="sequence length is 8: it must be at most max_len, 7"):
         sasrec.encode(model, params, jnp.ones((2, 8), jnp.int32))
+
+
+def test_bfloat16_is_near_and_keeps_float32_weights():
+    """Rounding to 8 bits of mantissa moves a state by some hundredths of its size."""
+    model, params = build(2, 3)
+    half = sasrec.SASRec(2, 3, WIDTH, MAX_LEN, compute="bfloat16")
+    fresh = sasrec.init(jax.random.key(0), half, 20)
+    assert {leaf.dtype for leaf in jax.tree.leaves(fresh)} == {np.dtype("float32")}
+
+    def states(model):
+        return sasrec.encode(model, params, jnp.asarray(INPUTS), 0.3, jax.random.key(1))
+
+    exact, near = states(model), states(half)
+    assert near.dtype == exact.dtype == np.float32
+    at_items = INPUTS > 0
+    difference = np.abs(np.asarray(near - exact))[at_items]
+    assert 1e-4 < difference.max() < 0.1 * np.abs(exact).max()
