@@ -128,5 +128,8 @@ def split_like(flat: Array, arrays: Sequence[Array]) -> list[Array]:
     return [part.reshape(array.shape) for part, array in zip(jnp.split(flat, ends), arrays, strict=True)]
 
 
+SPARSE_FROM = 30_000
+
+
 SPARSE = ItemTable(keep_sparse, sparse_weights, borrow_sparse, give_back_sparse)
 ITEM_TABLES = {"dense": DENSE, "sparse": SPARSE}
