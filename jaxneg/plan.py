@@ -247,7 +247,7 @@ def needed_bytes(plan: Plan) -> Needed:
                                   cases)  # fmt: skip
     states = memory.tree_bytes(state) // layout.mesh.size
     return Needed(*(copies * number for number in (
-        memory.tree_bytes((plan.dataset, plan.tables, cases)), states, memory.peak_bytes(advance),
+        memory.tree_bytes((plan.dataset, plan.tables, cases)), states, memory.peak_bytes(advance, donated=True),
         memory.peak_bytes(rank) + states)))  # fmt: skip
 
 
