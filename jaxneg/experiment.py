@@ -18,7 +18,7 @@ from jaxneg import config as config_lib
 from jaxneg.data import dataset as data
 from jaxneg.data import prepare, synthetic
 from jaxneg.errors import InputError
-from jaxneg.plan import SPLITS, Plan, fitting_plan, max_history, rank_hidden
+from jaxneg.plan import SPLITS, Plan, fitting_plan, max_history, rank_hidden, with_item_table
 
 DISPATCH_SECONDS = 2.0  # about how long a device program trains before the host looks at signals and clocks again
 
@@ -49,6 +49,7 @@ def run(config, workdir: str | pathlib.Path, extend: bool = False) -> pathlib.Pa
     config = config_lib.resolve(config)
     with signals.raised(), writer.claimed(workdir) as folder:
         prepared = data.load(prepare_data(config))
+        config = with_item_table(config, prepared.num_items)
         record = run_folder.config_record(config, prepared)
         changed = run_folder.compare_record(folder, record, extend)
         for seeds in run_folder.pending_chunks(config, folder):
@@ -236,7 +237,7 @@ def resume(plan: Plan, checkpoints: checkpoint.Checkpoints, about: dict) -> tupl
     keys = parallel.seed_keys(layout, plan.config.seed, plan.seeds.start)
     state = plan.programs.init(keys, parallel.repeat(layout, plan.hyper))
     ranks = np.zeros((layout.num_seeds, num_cases), np.int32)
-    params = jax.device_get(parallel.take(layout, state.params))
+    params = jax.device_get(parallel.take(layout, plan.programs.weights(state.params)))
     progress = Progress(0, np.full(layout.num_seeds, -1.0), ranks, ranks, params, 0.0, 0.0)
     stored = checkpoints.restore((parallel.take(layout, state), progress))
     if stored is None:
@@ -258,7 +259,8 @@ def evaluate_seeds(plan: Plan, epoch: int, state: train.TrainState, progress: Pr
     Returns: (state, progress, rows), or None if a signal came first.
     """
     start, step = time.perf_counter(), epoch * plan.steps_per_epoch
-    computed = {split: plan.programs.evaluate(state.params, plan.dataset.items, plan.splits[split].cases)
+    weights = plan.programs.weights(state.params)
+    computed = {split: plan.programs.evaluate(weights, plan.dataset.items, plan.splits[split].cases)
                 for split in SPLITS}  # fmt: skip
     if not computed_before(computed, received):
         return None
@@ -279,7 +281,7 @@ def evaluate_seeds(plan: Plan, epoch: int, state: train.TrainState, progress: Pr
     improved = best > progress.best_valid
     best_params = progress.best_params
     if improved.any():
-        params = jax.device_get(parallel.take(plan.layout, state.params))
+        params = jax.device_get(parallel.take(plan.layout, weights))
         best_params = jax.tree.map(lambda new, old: np.where(improved.reshape(-1, *[1] * (new.ndim - 1)), new, old),
                                    params, best_params)  # fmt: skip
     writer.append_rows(plan.folder / "metrics.jsonl", rows)

@@ -37,7 +37,8 @@ class Programs(NamedTuple):
 
     init: Any  # (keys, hyper) -> state
     advance: Any  # (number of steps, state, tables, dataset) -> state
-    evaluate: Any  # (params, items, cases) -> num_above [C], num_tied [C], exposure [K, V+1]
+    weights: Any  # state's params -> {"item_table": [S, V+1, D], "encoder": ...}, however they are kept
+    evaluate: Any  # (weights, items, cases) -> num_above [C], num_tied [C], exposure [K, V+1]
 
 
 class Plan(NamedTuple):
@@ -119,6 +120,7 @@ def make_plan(config, folder: pathlib.Path, prepared: data.Prepared, seeds: rang
     adam = optimizer.adam(
         config.optimizer.b1, config.optimizer.b2, config.optimizer.epsilon, config.optimizer.tensorflow_epsilon
     )
+    item_table = optimizer.ITEM_TABLES[item_table_form(config, num_items)]
     steps_per_epoch = max(1, prepared.num_users // config.batch_size)
     if config.num_epochs * steps_per_epoch > MOST_STEPS:
         most = MOST_STEPS // steps_per_epoch
@@ -131,6 +133,7 @@ def make_plan(config, folder: pathlib.Path, prepared: data.Prepared, seeds: rang
         method=method,
         loss=losses.make(config.loss.name, num_items, loss_settings, unselected),
         optimizer=adam,
+        item_table=item_table,
         batch_size=config.batch_size,
         num_items=num_items,
         history_size=data.longest_history(dataset),
@@ -144,7 +147,9 @@ def make_plan(config, folder: pathlib.Path, prepared: data.Prepared, seeds: rang
     seen = max_history(prepared, config.eval.rolling_history) if config.eval.filter_seen else 0
 
     def init(key, hyper):
-        return train.init_state(key, hyper, model=model, num_items=num_items, optimizer=adam)
+        return train.init_state(
+            key, hyper, model=model, num_items=num_items, optimizer=adam, item_table=item_table
+        )
 
     def rank(params, items, cases):
         encode = functools.partial(sasrec.encode, model, params)
@@ -160,6 +165,7 @@ def make_plan(config, folder: pathlib.Path, prepared: data.Prepared, seeds: rang
     programs = Programs(
         init=parallel.over_seeds(init, layout, (True, True)),
         advance=functools.partial(train.run_checked, train.check_step(step)) if config.debug else advance,
+        weights=item_table.weights,
         evaluate=parallel.over_seeds(rank, layout, (True, False, False)),
     )
     hyper = train.Hyper(
@@ -172,6 +178,27 @@ def make_plan(config, folder: pathlib.Path, prepared: data.Prepared, seeds: rang
         {name: make_split(prepared, name, config.eval.rolling_history) for name in SPLITS},
         np.asarray(prepared.item_counts), hyper, steps_per_epoch,
     )  # fmt: skip
+
+
+def item_table_form(config, num_items: int) -> str:
+    """"dense" or "sparse", what `optimizer.item_table` comes to for a catalogue of this size.
+
+    auto looks at the catalogue only, so that all methods on one data set are trained alike; but a loss over the whole
+    catalogue, and the released code's form, are always dense.
+    """
+    form = config.optimizer.item_table
+    if form != "auto":
+        return form
+    large = num_items >= optimizer.SPARSE_FROM
+    return "sparse" if large and config.method != "catalogue" and not config.reference else "dense"
+
+
+def with_item_table(config, num_items: int):
+    """The config with auto replaced by the form it comes to, so that a run's record tells which one it was."""
+    values = config_lib.flatten(config) | {"optimizer.item_table": item_table_form(config, num_items)}
+    changed = config_lib.base()
+    changed.update_from_flattened_dict(values)
+    return config_lib.resolve(changed)
 
 
 def make_buckets(config, dataset: Dataset, num_seeds: int) -> tuple[buckets.Bucket, ...]:
@@ -216,10 +243,11 @@ def needed_bytes(plan: Plan) -> Needed:
     advance = parallel.on_one_device(plan.programs.advance, layout, (None, True, False, False),
                                      np.int32(1), state, plan.tables, plan.dataset)  # fmt: skip
     rank = parallel.on_one_device(plan.programs.evaluate, layout, (True, False, False),
-                                  state.params, plan.dataset.items, cases)  # fmt: skip
+                                  jax.eval_shape(plan.programs.weights, state.params), plan.dataset.items,
+                                  cases)  # fmt: skip
     states = memory.tree_bytes(state) // layout.mesh.size
     return Needed(*(copies * number for number in (
-        memory.tree_bytes((plan.dataset, plan.tables, cases)), states, memory.peak_bytes(advance),
+        memory.tree_bytes((plan.dataset, plan.tables, cases)), states, memory.peak_bytes(advance, donated=True),
         memory.peak_bytes(rank) + states)))  # fmt: skip
 
 
