@@ -129,6 +129,7 @@ def train_seeds(plan: Plan, record: dict) -> tuple[Progress, np.ndarray]:
     metrics = plan.folder / "metrics.jsonl"
     writer.keep_rows(metrics, lambda row: row["seed"] not in plan.seeds or row["step"] <= progress.evaluated_step)
     step, collapsed = int(np.asarray(state.step)[0]), set()
+    first = step
 
     def save():
         checkpoints.save(step, (parallel.take(plan.layout, state), progress), about)
@@ -156,6 +157,8 @@ def train_seeds(plan: Plan, record: dict) -> tuple[Progress, np.ndarray]:
                 rate = count * plan.config.batch_size * len(plan.seeds) / seconds
                 bar.set_postfix_str(f"epoch {step // plan.steps_per_epoch}, {told}, {rate:,.0f} seq/s", refresh=False)
                 bar.update(count)
+                if step == first + count:
+                    bar.refresh()  # at once, also where the bar is drawn every 30 s only: it has begun
                 if received:
                     stop(received[0])
                 if checkpoints.due():
