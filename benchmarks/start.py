@@ -2,9 +2,9 @@
 
     python benchmarks/start.py [--config configs/quickstart.py:mixed] [--repeats 5] [-- FLAGS OF jaxneg.main]
 
-Each start is a process of its own, `python -m jaxneg.main` in a new work folder, and is ended as soon as its progress bar
-shows the first step. Cold: the cache of compiled programs is empty, and the data are not prepared. Warm: both are there.
-Cold and warm starts take turns; medians.
+Each start is a process of its own, `python -m jaxneg.main` in a new work folder, and is ended as soon as its progress
+bar shows the first step. Cold: the cache of compiled programs is empty, and the data are not prepared. Warm: both are
+there. Cold and warm starts take turns; medians.
 """
 
 import argparse
@@ -48,8 +48,8 @@ def main() -> None:
             environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(pathlib.Path(folder) / "compiled")}
             for kind, found in seconds.items():
                 command = [sys.executable, "-m", "jaxneg.main", f"--config={options.config}",
-                           f"--workdir={folder}/{kind}", f"--config.data.cache_dir={folder}/data", *options.flags]  # fmt: skip
-                found.append(seconds_to_first_step(command, environment))
+                           f"--workdir={folder}/{kind}", f"--config.data.cache_dir={folder}/data"]
+                found.append(seconds_to_first_step(command + options.flags, environment))
     print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, {options.config} {' '.join(options.flags)}")
     print("| start | seconds to the first step, median | from | to |")
     print("|---|---|---|---|")

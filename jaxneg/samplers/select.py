@@ -32,7 +32,8 @@ def top_k(num_kept: int) -> Callable:
     With a loss that takes the mean over negatives this is DNS(K, N) of Shi et al. (WWW 2023, arXiv 2302.03472), whose
     classic form has K = 1 (Zhang et al., SIGIR 2013). Of equal scores the lower place in the pool is taken. Masked
     candidates are taken only where nothing else is left, and stay masked. What is kept comes with the highest score
-    first, or in the order of the pool where a threshold finds it (see `highest`): no loss depends on it. Raises InputError for K < 1 here, and for K > N when called.
+    first, or in the order of the pool where a threshold finds it (see `highest`): no loss depends on it. Raises
+    InputError for K < 1 here, and for K > N when called.
     """
     check_kept(num_kept)
 
