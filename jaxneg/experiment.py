@@ -4,6 +4,7 @@ import json
 import pathlib
 import sys
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -87,17 +88,17 @@ def rank_baselines(plan: Plan, prepared: data.Prepared) -> list[dict]:
     """One results row for each ranking by popularity: over the whole training part, and over its last days."""
     recent = f"popularity_last_{plan.config.data.recent_days:g}_days"
     counted = {"popularity_baseline": prepared.item_counts, recent: prepared.recent_counts}
-    return [baseline_row(plan, prepared, name, np.asarray(counts)) for name, counts in counted.items()]
-
-
-def baseline_row(plan: Plan, prepared: data.Prepared, name: str, counts: np.ndarray) -> dict:
-    """Ranks the cases of both splits by `counts` [V+1], with the very programs that rank a model."""
-    config, table = plan.config, evaluate.baseline_table(counts)
-    ks = tuple(config.eval.ks)
+    config, ks = plan.config, tuple(plan.config.eval.ks)
     seen = max_history(prepared, config.eval.rolling_history) if config.eval.filter_seen else 0
     chunks = evaluate.choose_chunks(prepared.num_items, 1, 1, config.eval.memory_mb * 2**20)
     rank = jax.jit(lambda table, items, cases: rank_hidden(
         jnp.ones((cases.history_start.shape[0], 1)), table, items, cases, ks, chunks, seen))  # fmt: skip
+    return [baseline_row(plan, name, rank, np.asarray(counts)) for name, counts in counted.items()]
+
+
+def baseline_row(plan: Plan, name: str, rank: Callable, counts: np.ndarray) -> dict:
+    """Ranks the cases of both splits by `counts` [V+1], with the functions that rank a model."""
+    config, table = plan.config, evaluate.baseline_table(counts)
     start = time.perf_counter()
     rows = []
     for split in SPLITS:
@@ -109,8 +110,9 @@ def baseline_row(plan: Plan, prepared: data.Prepared, name: str, counts: np.ndar
 
 def split_rows(plan: Plan, split: str, ranked, **where) -> list[dict]:
     """The rows of one evaluation of one seed on one split, one per cohort."""
-    num_above, num_tied, exposure = ranked
     chosen = plan.splits[split]
+    num_above, num_tied, exposure = ranked
+    num_above, num_tied = (part[: len(chosen.cold)] for part in (num_above, num_tied))  # without what pads the split
     return results.evaluation_rows(
         num_above, num_tied, chosen.cohorts, chosen.cold, exposure, plan.item_counts,
         ks=tuple(plan.config.eval.ks), split=split, reference=plan.config.eval.empty_balance == 1,
@@ -130,6 +132,7 @@ def train_seeds(plan: Plan, record: dict) -> tuple[Progress, np.ndarray]:
     metrics = plan.folder / "metrics.jsonl"
     writer.keep_rows(metrics, lambda row: row["seed"] not in plan.seeds or row["step"] <= progress.evaluated_step)
     step, collapsed = int(np.asarray(state.step)[0]), set()
+    first = step
 
     def save():
         checkpoints.save(step, (parallel.take(plan.layout, state), progress), about)
@@ -157,6 +160,8 @@ def train_seeds(plan: Plan, record: dict) -> tuple[Progress, np.ndarray]:
                 rate = count * plan.config.batch_size * len(plan.seeds) / seconds
                 bar.set_postfix_str(f"epoch {step // plan.steps_per_epoch}, {told}, {rate:,.0f} seq/s", refresh=False)
                 bar.update(count)
+                if step == first + count:
+                    bar.refresh()  # at once, also where the bar is drawn every 30 s only: it has begun
                 if received:
                     stop(received[0])
                 if checkpoints.due():
@@ -277,7 +282,7 @@ def evaluate_seeds(plan: Plan, epoch: int, state: train.TrainState, progress: Pr
         valid = next(row for row in rows if (row["seed"], row["split"], row["cohort"]) == (seed, "valid", "all"))
         if valid["hr@10"] > best[index]:
             best[index] = valid["hr@10"]
-            num_above[index], num_tied[index] = (part[index] for part in ranked["test"][:2])
+            num_above[index], num_tied[index] = (part[index, : num_above.shape[1]] for part in ranked["test"][:2])
     improved = best > progress.best_valid
     best_params = progress.best_params
     if improved.any():
@@ -313,7 +318,8 @@ def write_results(plan: Plan, progress: Progress, failed_step: np.ndarray) -> No
             for seed, failed in zip(plan.seeds, failed_step, strict=True)]  # fmt: skip
     test = plan.splits["test"]
     cases = jax.device_get(test.cases)
-    of_cases = {"user": cases.users, "item": cases.targets, "cohort": test.cohorts}
+    number = len(test.cohorts)
+    of_cases = {"user": cases.users[:number], "item": cases.targets[:number], "cohort": test.cohorts}
     ranks = {"num_above": progress.num_above, "num_tied": progress.num_tied}
     joined = run_folder.join_seeds(folder / "cases.npz", seeds, ranks)
     writer.write_arrays(folder / "cases.npz", **of_cases, **joined)

@@ -7,6 +7,7 @@ import sys
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxneg import config as config_lib
@@ -27,7 +28,7 @@ MEMORY_SHARE = 0.9  # of what is free, for a chunk of seeds that is chosen to fi
 class Split(NamedTuple):
     """What is evaluated: the cases on the device, and what the host knows of their targets."""
 
-    cases: EvalCases
+    cases: EvalCases  # padded to the sizes of the larger split, so that one program ranks both
     cohorts: np.ndarray  # [C] 0 head, 1 mid, 2 tail
     cold: np.ndarray  # [C] never seen in training
 
@@ -175,7 +176,7 @@ def make_plan(config, folder: pathlib.Path, prepared: data.Prepared, seeds: rang
     )
     return Plan(
         config, folder, seeds, layout, programs, dataset, tables,
-        {name: make_split(prepared, name, config.eval.rolling_history) for name in SPLITS},
+        make_splits(prepared, config.eval.rolling_history),
         np.asarray(prepared.item_counts), hyper, steps_per_epoch,
     )  # fmt: skip
 
@@ -212,12 +213,16 @@ def make_buckets(config, dataset: Dataset, num_seeds: int) -> tuple[buckets.Buck
     return buckets.choose_buckets(lengths, config.batch_size, config.model.max_len, config.num_buckets, overflow)
 
 
-def make_split(prepared: data.Prepared, name: str, rolling: bool) -> Split:
-    """The cases of one split, with the cohorts of their targets."""
-    cases = data.evaluation_cases(prepared, name, rolling)
-    cohorts = np.asarray(prepared.item_cohorts)[cases.targets]
-    cold = np.asarray(prepared.item_counts)[cases.targets] == 0
-    return Split(cases, cohorts, cold)
+def make_splits(prepared: data.Prepared, rolling: bool) -> dict[str, Split]:
+    """The cases of every split, of equal shapes, with the cohorts of their targets."""
+    found = {name: data.evaluation_cases(prepared, name, rolling) for name in SPLITS}
+    sizes = [max(len(part) for part in parts) for parts in zip(*found.values(), strict=True)]
+    splits = {}
+    for name, cases in found.items():
+        padded = EvalCases(*(np.pad(part, (0, size - len(part))) for part, size in zip(cases, sizes, strict=True)))
+        cold = np.asarray(prepared.item_counts)[cases.targets] == 0
+        splits[name] = Split(padded, np.asarray(prepared.item_cohorts)[cases.targets], cold)
+    return splits
 
 
 def max_history(prepared: data.Prepared, rolling: bool) -> int:
@@ -227,7 +232,11 @@ def max_history(prepared: data.Prepared, rolling: bool) -> int:
 
 
 def rank_hidden(hidden, item_table, items, cases: EvalCases, ks, chunks, max_seen: int):
-    """(num_above [C], num_tied [C], exposure [K, V+1]) of histories' states; `max_seen` 0 filters nothing."""
+    """(num_above [C], num_tied [C], exposure [K, V+1]) of histories' states; `max_seen` 0 filters nothing.
+
+    A history without items is one that pads a split: its scores are no numbers, so it recommends nothing.
+    """
+    hidden = jnp.where((cases.history_end > cases.history_start)[:, None], hidden, jnp.nan)
     own = {"seen": items, "max_seen": max_seen} if max_seen else {}
     num_above, num_tied = evaluate.rank_cases(hidden, item_table, cases, chunks=chunks, **own)
     own = own | ({"cases": cases} if own else {})
