@@ -16,6 +16,7 @@ from jax.nn.initializers import glorot_uniform
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt32
 
 from jaxneg.errors import InputError
+from jaxneg.hashing import hashed
 from jaxneg.models import layers
 
 Rate = float | int | Float[Array, ""]
@@ -26,18 +27,8 @@ QUERY_CHUNK = 50  # of attention on CPU
 
 
 def random_bits(key: PRNGKeyArray, index: UInt32[Array, "*shape"]) -> UInt32[Array, "*shape"]:
-    """Uniform 32-bit words by hashing each element's index with two words of the key.
-
-    The mixer is Wellons's `lowbias32` (github.com/skeeto/hash-prospector), applied twice. It costs a fraction
-    of threefry and is elementwise, so the bits are the same whatever the sharding. Meant for dropout only.
-    """
-    def mix(word):
-        word = (word ^ (word >> 16)) * jnp.uint32(0x21F0AAAD)
-        word = (word ^ (word >> 15)) * jnp.uint32(0xD35A2D97)
-        return word ^ (word >> 15)
-
-    first, second = jax.random.bits(key, (2,), jnp.uint32)
-    return mix(mix(index ^ first) + second)
+    """Uniform 32-bit words by hashing each element's index with two words of the key. Meant for dropout only."""
+    return hashed(index, *jax.random.bits(key, (2,), jnp.uint32))
 
 
 def dropout(
