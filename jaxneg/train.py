@@ -223,16 +223,17 @@ def batch_loss(
         chosen = method.selector(own_keys, negatives, positive_scores)
         return loss(positive_scores, chosen, negative_weight=hyper.negative_weight)
 
-    for piece in pieces:
-        inputs, targets, negative_rows = next(rows), next(rows), next(rows)
-        hidden = encode(inputs, piece.inputs > 0, hyper.dropout, keys.dropout, piece.first_row)
+    looked_up = [(next(rows), next(rows), next(rows)) for _ in pieces]
+    is_item = [piece.inputs > 0 for piece in pieces]
+    states = encode([inputs for inputs, _, _ in looked_up], is_item, hyper.dropout, keys.dropout)
+    for piece, hidden, (inputs, targets, negative_rows) in zip(pieces, states, looked_up, strict=True):
         counted = jnp.ones_like(piece.targets, bool) if count_pads else piece.targets > 0
         total += jnp.sum(jnp.where(counted, values(hidden, piece, targets, negative_rows), 0))
         count += jnp.sum(counted)
         num_cut = model.max_len - piece.inputs.shape[1]
         if count_pads and num_cut:
             nothing = jnp.zeros_like(inputs[:, :1])
-            at_pad = encode(nothing, jnp.zeros(nothing.shape[:2], bool))
+            (at_pad,) = encode([nothing], [jnp.zeros(nothing.shape[:2], bool)])
             total += num_cut * jnp.sum(values(at_pad, piece, nothing, negative_rows))
             count += num_cut * inputs.shape[0]
     return total / jnp.maximum(count, 1)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jax.nn.initializers import glorot_uniform
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt32
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped, UInt32
 
 from jaxneg.errors import InputError
 from jaxneg.hashing import hashed
@@ -80,11 +80,11 @@ class LayerNorm(nn.Module):
     """Over the last axis, with the biased variance and epsilon 1e-8 (flax's own default differs); in float32."""
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+    def __call__(self, x: Float[Array, "P D"]) -> Float[Array, "P D"]:
         x = x.astype(jnp.float32)
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         offset = self.param("offset", nn.initializers.zeros, (x.shape[-1],))
-        return layers.standardise(x) * scale[None, None] + offset[None, None]
+        return layers.standardise(x) * scale[None] + offset[None]
 
 
 def attend(
@@ -125,7 +125,11 @@ def attend(
 
 
 class Block(nn.Module):
-    """One block. The residuals add the NORMALISED input, and keys and values see the un-normalised one."""
+    """One block. The residuals add the NORMALISED input, and keys and values see the un-normalised one.
+
+    It works on all positions of a batch one after another, whatever the lengths of their sequences: attention alone
+    knows of sequences. So a batch in pieces costs as many operations as a whole one.
+    """
 
     num_heads: int
     compute: str
@@ -133,25 +137,40 @@ class Block(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x: Float[Array, "B L D"],
-        is_item: Bool[Array, "B L"],
+        x: Float[Array, "P D"],
+        is_item: Sequence[Bool[Array, "_ _"]],
         rate: Rate,
         dropout_keys: tuple[PRNGKeyArray | None, PRNGKeyArray | None, PRNGKeyArray | None],
-        place: Places,
-    ) -> Float[Array, "B L D"]:
+        place: Sequence[Places],
+    ) -> Float[Array, "P D"]:
         def dense(name):
-            layer = nn.Dense(x.shape[-1], dtype=self.compute, kernel_init=glorot_uniform(), name=name)
-            # As one matrix of B * L rows: on CPU the kernel's gradient is then twice as fast.
-            return lambda rows: layer(rows.reshape(-1, rows.shape[-1])).reshape(rows.shape)
+            return nn.Dense(x.shape[-1], dtype=self.compute, kernel_init=glorot_uniform(), name=name)
 
         attention_key, inner_key, outer_key = dropout_keys
         normed = LayerNorm(name="attention_norm")(x)
-        query, key, value = dense("query")(normed), dense("key")(x), dense("value")(x)
-        x = normed + attend(query, key, value, is_item, self.num_heads, rate, attention_key, place)
+        shapes = [piece.shape for piece in is_item]
+        projected = [unjoined(part, shapes) for part in (dense("query")(normed), dense("key")(x), dense("value")(x))]
+        attended = [
+            attend(query, key, value, valid, self.num_heads, rate, attention_key, numbers)
+            for query, key, value, valid, numbers in zip(*projected, is_item, place, strict=True)
+        ]
+        x = normed + joined(attended)
         normed = LayerNorm(name="ffn_norm")(x)
-        element = place.of_width(x.shape[-1])
+        element = joined([numbers.of_width(x.shape[-1]) for numbers in place])
         inner = dropout(inner_key, nn.relu(dense("ffn_inner")(normed)), rate, element)
         return normed + dropout(outer_key, dense("ffn_outer")(inner), rate, element)
+
+
+def joined(pieces: Sequence[Shaped[Array, "_ _ *tail"]]) -> Shaped[Array, "P *tail"]:
+    """[B, L, ...] of each piece, as the positions of all one after another."""
+    return jnp.concatenate([piece.reshape(-1, *piece.shape[2:]) for piece in pieces])
+
+
+def unjoined(rows: Shaped[Array, "P *tail"], shapes: Sequence[tuple[int, int]]) -> list[Shaped[Array, "_ _ *tail"]]:
+    """`joined` the other way round, for pieces of these shapes."""
+    ends = np.cumsum([number * length for number, length in shapes])[:-1]
+    parts = jnp.split(rows, ends)
+    return [part.reshape(*shape, *rows.shape[1:]) for part, shape in zip(parts, shapes, strict=True)]
 
 
 class SASRec(nn.Module):
@@ -179,34 +198,39 @@ class SASRec(nn.Module):
     @nn.compact
     def __call__(
         self,
-        embedded: Float[Array, "B L D"],
-        is_item: Bool[Array, "B L"],
+        embedded: Sequence[Float[Array, "_ _ D"]],
+        is_item: Sequence[Bool[Array, "_ _"]],
         dropout_rate: Rate = 0.0,
         dropout_key: PRNGKeyArray | None = None,
         first_row: int = 0,
-    ) -> Float[Array, "B L D"]:
-        """Hidden states from `embedded`, unscaled rows of the item table (0 at pads).
+    ) -> list[Float[Array, "_ _ D"]]:
+        """Hidden states [B, L, D] of each piece of a batch, from `embedded`, rows of the item table (0 at pads).
 
-        Position embeddings are aligned at the right end, so a sequence cut to L < max_len by dropping pads on
-        its left gives the same states. At pads the output is the last LayerNorm's offset. `dropout_rate` may
-        be traced; no dropout is traced where `dropout_key` is None. A piece of a batch that begins at row
-        `first_row` has the dropout that it would have in the whole. Raises InputError where L > max_len.
+        A piece is some sequences of a batch, cut to a length of their own by dropping pads on their left; position
+        embeddings are aligned at the right end, so each sequence gets the states that it has in the padded batch. At
+        pads the output is the last LayerNorm's offset. `dropout_rate` may be traced; no dropout is traced where
+        `dropout_key` is None. Dropout too is that of the padded batch, in which the pieces follow one another from row
+        `first_row` on. Raises InputError where L > max_len.
         """
-        length, width = embedded.shape[1:]
-        if length > self.max_len:
-            raise InputError(f"sequence length is {length}: it must be at most max_len, {self.max_len}")
-        positions = self.param("positions", glorot_uniform(), (self.max_len, self.width))
+        shapes, width = [piece.shape for piece in is_item], self.width
+        longest = max(length for _, length in shapes)
+        if longest > self.max_len:
+            raise InputError(f"sequence length is {longest}: it must be at most max_len, {self.max_len}")
+        positions = self.param("positions", glorot_uniform(), (self.max_len, width))
         num_sites = 1 + 3 * self.num_blocks
-        place = places(first_row, embedded.shape[0], length, self.max_len)
+        rows = np.cumsum([first_row, *(number for number, _ in shapes)]).tolist()
+        place = [places(row, *shape, self.max_len) for row, shape in zip(rows, shapes, strict=False)]
         keys = [None] * num_sites if dropout_key is None else list(jax.random.split(dropout_key, num_sites))
 
-        x = embedded * math.sqrt(self.width) + positions[None, self.max_len - length:]
-        x = jnp.where(is_item[..., None], dropout(keys[0], x, dropout_rate, place.of_width(width)), 0)
+        valid = joined(is_item)[:, None]
+        placed = [x * math.sqrt(width) + positions[None, self.max_len - x.shape[1]:] for x in embedded]
+        element = joined([numbers.of_width(width) for numbers in place])
+        x = jnp.where(valid, dropout(keys[0], joined(placed), dropout_rate, element), 0)
         for i in range(self.num_blocks):
             block = Block(self.num_heads, self.compute, name=f"block_{i}")
             x = block(x, is_item, dropout_rate, tuple(keys[1 + 3 * i:4 + 3 * i]), place)
-            x = jnp.where(is_item[..., None], x, 0)
-        return LayerNorm(name="final_norm")(x)
+            x = jnp.where(valid, x, 0)
+        return unjoined(LayerNorm(name="final_norm")(x), shapes)
 
 
 def lookup(item_table: Float[Array, "rows D"], item_ids: Int[Array, "*ids"]) -> Float[Array, "*ids D"]:
@@ -223,7 +247,7 @@ def init(key: PRNGKeyArray, model: SASRec, num_items: int) -> dict:
     table_key, encoder_key = jax.random.split(key)
     item_table = glorot_uniform()(table_key, (num_items + 1, model.width)).at[0].set(0.0)
     embedded = jnp.zeros((1, model.max_len, model.width))
-    encoder = model.init(encoder_key, embedded, jnp.ones((1, model.max_len), bool))["params"]
+    encoder = model.init(encoder_key, [embedded], [jnp.ones((1, model.max_len), bool)])["params"]
     return {"item_table": item_table, "encoder": encoder}
 
 
@@ -236,7 +260,7 @@ def encode(
 ) -> Float[Array, "B L D"]:
     """Hidden states of left-padded item ids (0 is the pad)."""
     embedded = lookup(params["item_table"], inputs)
-    return model.apply({"params": params["encoder"]}, embedded, inputs != 0, dropout_rate, dropout_key)
+    return model.apply({"params": params["encoder"]}, [embedded], [inputs != 0], dropout_rate, dropout_key)[0]
 
 
 def lookup_all(item_table: Float[Array, "rows D"], wanted: Sequence[Int[Array, "..."]]) -> list[Float[Array, "..."]]:

@@ -278,7 +278,7 @@ def test_dropout_reaches_every_site(monkeypatch):
     monkeypatch.setattr(sasrec, "dropout", record)
     sasrec.encode(model, params, jnp.asarray(INPUTS), 0.5, jax.random.key(0))
     batch = len(INPUTS)
-    states, weights = (batch, MAX_LEN, WIDTH), (batch * 3, MAX_LEN, MAX_LEN)
+    states, weights = (batch * MAX_LEN, WIDTH), (batch * 3, MAX_LEN, MAX_LEN)
     assert [shape for _, shape in seen] == [states] + 2 * [weights, states, states]
     assert len({key for key, _ in seen}) == len(seen)
 
