@@ -427,10 +427,11 @@ def test_bad_input_is_named_and_leaves_nothing(cache, tmp_path, others, words):
     assert not (tmp_path / "run").exists()
 
 
-def test_splits_are_padded_to_one_shape_and_the_padding_is_never_recommended(cache, finished):
-    config = config_lib.resolve(small(cache))
+@pytest.mark.parametrize("valid_fraction", [0.02, 0.2])
+def test_splits_are_padded_to_one_shape_and_the_padding_counts_for_nothing(cache, tmp_path, valid_fraction):
+    config = config_lib.resolve(small(cache, **{"data.valid_fraction": valid_fraction}))
     prepared = data.load(experiment.prepare_data(config))
-    plan = fitting_plan(config, finished, prepared, range(1))
+    plan = fitting_plan(config, tmp_path, prepared, range(1))
     shapes = {name: [part.shape for part in split.cases] for name, split in plan.splits.items()}
     assert shapes["valid"] == shapes["test"]
     alone = {name: data.evaluation_cases(prepared, name) for name in plan.splits}
