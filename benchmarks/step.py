@@ -40,7 +40,7 @@ def prepared_data(num_users: int, num_items: int) -> data.Prepared:
 
 
 def jaxneg_steps(prepared: data.Prepared, length: int, options):
-    """(a call that makes --steps steps and waits for them, the compiled program's own count of its work)."""
+    """(a call that makes --steps steps and waits for them, the compiled program)."""
     settings = samplers.Settings(num_uniform=options.negatives)
     method = samplers.make("uniform", prepared.num_items, settings)
     model, adam = sasrec.SASRec(BLOCKS, HEADS, options.width, length), optimizer.adam()
@@ -61,8 +61,7 @@ def jaxneg_steps(prepared: data.Prepared, length: int, options):
         states[0] = jax.block_until_ready(advance(np.int32(options.steps), states[0], *shared))
 
     run()
-    cost = advance.lower(np.int32(1), states[0], *shared).compile().cost_analysis()
-    return run, cost
+    return run, advance.lower(np.int32(1), states[0], *shared).compile()
 
 
 def torch_steps(prepared: data.Prepared, length: int, options, compiled: bool):
@@ -129,7 +128,7 @@ def main():
     print("| length | program | ms per step | x jaxneg | CPU ms per step | x jaxneg | GFLOP/s | share |")
     print("|---|---|---|---|---|---|---|---|")
     for length in options.lengths:
-        ours, cost = jaxneg_steps(prepared, length, options)
+        ours, program = jaxneg_steps(prepared, length, options)
         runs = {"jaxneg": ours}
         runs |= {name: torch_steps(prepared, length, options, compiled) for name, compiled in rivals.items()}
         times = {name: [] for name in runs}
@@ -145,7 +144,7 @@ def main():
             rate = matmul_flops(length, options) / wall
             print(f"| {length} | {name} | {1e3 * wall:.1f} | {of_ours[0]:.2f} | {1e3 * cpu:.1f} | {of_ours[1]:.2f} "
                   f"| {rate / 1e9:.0f} | {rate / flops:.0%} |")  # fmt: skip
-        read = cost.get("bytes accessed", 0) / options.seeds
+        read = program.cost_analysis().get("bytes accessed", 0) / options.seeds
         work = matmul_flops(length, options)
         print(f"\nlength {length}: {work / 1e9:.2f} GFLOP in matrix products; the compiler counts "
               f"{read / 1e9:.2f} GB read and written, {1e3 * read / copied:.0f} ms at the copy's rate\n")  # fmt: skip
