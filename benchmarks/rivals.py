@@ -25,6 +25,7 @@ import numpy as np
 
 from jaxneg.data import dataset as data
 from jaxneg.data import prepare
+from jaxneg.errors import InputError
 
 FOLDER = pathlib.Path(__file__).parent / "rivals"
 MODEL = {"batch": 128, "width": 50, "blocks": 2, "dropout": 0.2, "learning_rate": 1e-3, "k": 10}
@@ -223,7 +224,11 @@ def main():
             print(f"{contender.library}: not installed, left out (see rivals/{contender.library}.txt)")
     results = []
     with tempfile.TemporaryDirectory() as folder:
-        print(write_rows(options.data, pathlib.Path(folder)))
+        try:
+            print(write_rows(options.data, pathlib.Path(folder)))
+        except InputError as error:
+            print(f"rivals: {error}", file=sys.stderr)
+            sys.exit(2)
         for length in options.lengths:
             for negatives in options.negatives:
                 names = [name for name in chosen if (name, length, negatives) not in LEFT_OUT]
