@@ -38,15 +38,16 @@ class Contender(NamedTuple):
     package: str
     own: dict[str, Any]
     what: str  # timed: training; recommending
+    recommends: bool = True  # False for a variant that differs in training only
 
 
 JAXNEG = "jaxneg"
 CONTENDERS = {
     JAXNEG: Contender("jaxneg", "jax", {"scope": "sequence"}, "run_steps; encode_histories, count_recommended"),
-    "jaxneg, per position": Contender("jaxneg", "jax", {"scope": "position"}, "the same"),
+    "jaxneg, per position": Contender("jaxneg", "jax", {"scope": "position"}, "the same", False),
     "RecTools": Contender("rectools", "rectools", {}, "SASRecModel.fit; SASRecModel.recommend, a frame of ids"),
     "RePlay": Contender("replay", "replay-rec", {"buckets": False}, "Trainer.fit; Trainer.predict, top-items callback"),
-    "RePlay, length buckets": Contender("replay", "replay-rec", {"buckets": True}, "the same"),
+    "RePlay, length buckets": Contender("replay", "replay-rec", {"buckets": True}, "the same", False),
     "RecBole": Contender("recbole", "recbole", {}, "Trainer.fit; Trainer.evaluate, with one metric"),
 }
 # (contender, length, negatives) that are not tried, and why.
@@ -108,7 +109,7 @@ def installed(python: str, package: str) -> bool:
         return False
 
 
-def compare(names: list[str], pythons: dict[str, str], settings: dict, options) -> list[dict]:
+def compare(names: list[str], pythons: dict[str, str], settings: dict, recommend: bool, options) -> list[dict]:
     """One row for each contender: what it says of itself, and its answers of all rounds."""
     folder = pathlib.Path(settings["folder"])
     alive: dict[str, Child] = {}
@@ -144,8 +145,8 @@ def compare(names: list[str], pythons: dict[str, str], settings: dict, options) 
         sys.stdin.readline()
     for _ in range(options.rounds):
         take_turns(train, list(alive))
-    for _ in range(options.rounds + 1):
-        take_turns(evaluate, list(alive))
+    for _ in range(options.rounds + 1 if recommend else 0):
+        take_turns(evaluate, [name for name in alive if CONTENDERS[name].recommends])
     for child in alive.values():
         child.end()
     return [row | {"evaluation": row["evaluation"][1:]} for row in found.values()]
@@ -178,12 +179,10 @@ def tables(results: list[tuple[int, int, list[dict]]]) -> str:
                 f"{row['training'][0]['loss']:.3f}, {row['training'][-1]['loss']:.3f} |"
             )
     lines += ["", "| L | library | top-10 users/s | jaxneg is faster by |", "|---|---|---|---|"]
-    seen = set()
     for length, _, rows in results:
         for row in rows:
-            if (length, row["name"]) in seen or "," in row["name"]:  # a variant differs in training only
+            if not row["evaluation"]:
                 continue
-            seen.add((length, row["name"]))
             rate = statistics.median(rates(row, "evaluation", "users"))
             lines.append(f"| {length} | {row['name']} | {rate:,.0f} | {advantage(rows, row, 'evaluation', 'users')} |")
     return "\n".join(lines)
@@ -198,7 +197,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--libraries", nargs="+", default=[], help="beside jaxneg; default: all")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=2.0, help="of training in a turn, and one step at least")
-    parser.add_argument("--warm_up", type=int, default=10, help="steps before the first turn")
+    parser.add_argument("--warm_up", type=int, default=5, help="steps before the first turn")
     parser.add_argument("--pause", action="store_true", help="wait for Enter before the timed turns of each setting")
     options = parser.parse_args(arguments)
     known = {contender.library for contender in CONTENDERS.values()}
@@ -238,7 +237,8 @@ def main():
                 settings = MODEL | {"data": str(pathlib.Path(options.data).resolve()), "folder": folder,
                                     "length": length, "negatives": negatives,
                                     "warm_up_steps": options.warm_up}  # fmt: skip
-                results.append((length, negatives, compare(names, chosen, settings, options)))
+                recommend = negatives == options.negatives[0]  # their number makes no difference there
+                results.append((length, negatives, compare(names, chosen, settings, recommend, options)))
     told = {row["name"]: row for _, _, rows in results for row in rows}
     print(f"\n{', '.join(f'{name} {value}' for name, value in MODEL.items())}; {options.rounds} rounds, "
           f"{options.seconds:g} s a turn")  # fmt: skip

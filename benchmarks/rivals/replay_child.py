@@ -9,8 +9,9 @@ import pyarrow.parquet as pq
 import torch
 from replay.data import FeatureHint, FeatureSource, FeatureType
 from replay.data.nn import ParquetModule, TensorFeatureInfo, TensorFeatureSource, TensorSchema
-from replay.nn.lightning import LightningModule, OptimizerFactory
+from replay.nn.lightning import LightningModule
 from replay.nn.lightning.callback import TorchTopItemsCallback
+from replay.nn.lightning.optimizer import OptimizerFactory
 from replay.nn.loss import BCESampled
 from replay.nn.sequential import LengthBucketedQueryEncoder, SasRec
 from replay.nn.transform import UniformNegativeSamplingTransform
@@ -81,7 +82,8 @@ def main():
     model = LightningModule(make_model(settings, schema, num_items), optimizer)
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False,
              "enable_checkpointing": False, "accelerator": "cpu", "devices": 1}  # fmt: skip
-    lightning.Trainer(max_epochs=-1, callbacks=[Count(turns)], **quiet).fit(model, datamodule=module)
+    trainer = lightning.Trainer(max_epochs=-1, limit_val_batches=0, callbacks=[Count(turns)], **quiet)
+    trainer.fit(model, datamodule=module)
 
     def recommend() -> int:
         top = TorchTopItemsCallback(settings["k"], "user_id")
