@@ -34,7 +34,7 @@ MODEL = {"batch": 128, "width": 50, "blocks": 2, "dropout": 0.2, "learning_rate"
 class Contender(NamedTuple):
     """What takes turns: a library, perhaps with settings of its own."""
 
-    library: str  # rivals/LIBRARY_child.py
+    library: str  # rivals/train_LIBRARY.py
     package: str
     own: dict[str, Any]
     what: str  # timed: training; recommending
@@ -60,7 +60,7 @@ class Child:
     def __init__(self, name: str, python: str, settings: dict, log: pathlib.Path):
         contender = CONTENDERS[name]
         self.name, self.log = name, log
-        script = FOLDER / f"{contender.library}_child.py"
+        script = FOLDER / f"train_{contender.library}.py"
         with log.open("w") as errors:
             self.process = subprocess.Popen([python, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                             stderr=errors, text=True, cwd=settings["folder"])  # fmt: skip
@@ -147,6 +147,8 @@ def compare(names: list[str], pythons: dict[str, str], settings: dict, recommend
         take_turns(train, list(alive))
     for _ in range(options.rounds + 1 if recommend else 0):
         take_turns(evaluate, [name for name in alive if CONTENDERS[name].recommends])
+    if options.pause:
+        print("timed: the machine may be used again", file=sys.stderr, flush=True)
     for child in alive.values():
         child.end()
     return [row | {"evaluation": row["evaluation"][1:]} for row in found.values()]
