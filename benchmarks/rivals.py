@@ -9,16 +9,20 @@ all are set up and warmed up first; then they take turns of --seconds each, --ro
 Timed is the library's own training loop with its own data loading, sampling, loss and optimizer, from one step of the
 loop to another, after --warm_up steps: no start, no preparation, no compilation. Then the top-10 among all items for
 each user with a training row, by the library's own call, in turns again, after one call that is not timed. Printed are
-medians over the rounds, and the range of jaxneg's advantage over the rounds.
+medians over the rounds, and the range of jaxneg's advantage over the rounds. Where /proc tells (Linux), a round with a
+turn in which other work took more than a tenth of the machine is repeated, as often as there are rounds at most, and
+the calmest rounds count.
 """
 
 import argparse
 import json
+import os
 import pathlib
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,6 +46,7 @@ class Contender(NamedTuple):
 
 
 JAXNEG = "jaxneg"
+MOST_OTHERS = 0.1  # share of the machine that other work may take in a turn
 CONTENDERS = {
     JAXNEG: Contender("jaxneg", "jax", {"scope": "sequence"}, "run_steps; encode_histories, count_recommended"),
     "jaxneg, per position": Contender("jaxneg", "jax", {"scope": "position"}, "the same", False),
@@ -78,13 +83,29 @@ class Child:
         return json.loads(line)
 
     def ask(self, line: str) -> dict:
+        """The answer, with the share of the machine that other work took meanwhile as "others"."""
+        start, before = time.perf_counter(), others_seconds(self.process.pid)
         self.send(line)
-        return self.receive()
+        answer = self.receive()
+        available = (time.perf_counter() - start) * os.cpu_count()
+        return answer | {"others": (others_seconds(self.process.pid) - before) / available}
 
     def end(self) -> None:
         self.process.stdin.close()
         self.process.wait()
         self.process.stdout.close()
+
+
+def others_seconds(pid: int) -> float:
+    """CPU seconds of everything but that process since the start, those that a host took from us too; 0: unknown."""
+    try:
+        machine = pathlib.Path("/proc/stat").read_text().split("\n", 1)[0].split()
+        own = pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    except OSError:
+        return 0.0
+    user, nice, system, _, _, irq, softirq, steal = map(int, machine[1:9])
+    busy = user + nice + system + irq + softirq + steal
+    return (busy - int(own[11]) - int(own[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def write_rows(path: str, folder: pathlib.Path) -> str:
@@ -127,11 +148,22 @@ def compare(names: list[str], pythons: dict[str, str], settings: dict, recommend
                 alive.pop(name).end()
                 del found[name]
 
-    def train(child, row):
-        row["training"].append(child.ask(f"train {options.seconds}"))
+    def hold_rounds(line: str, kind: str, who: list[str]) -> None:
+        """Fills row[kind] of each with the answers to `line` in the calmest rounds."""
+        tried: list[dict[str, dict]] = []
 
-    def evaluate(child, row):
-        row["evaluation"].append(child.ask("evaluate"))
+        def take(child, row):
+            tried[-1][row["name"]] = child.ask(line)
+
+        def unrest(answers):
+            return max(answer["others"] for answer in answers.values())
+
+        while len(tried) < 2 * options.rounds and sum(unrest(one) <= MOST_OTHERS for one in tried) < options.rounds:
+            tried.append({})
+            take_turns(take, [name for name in who if name in alive])
+        calm = sorted(range(len(tried)), key=lambda index: unrest(tried[index]))[: options.rounds]
+        for name in [name for name in who if name in alive]:
+            found[name][kind] = [tried[index][name] for index in sorted(calm)]
 
     def set_up(child, row):
         row.update(child.receive())
@@ -143,15 +175,19 @@ def compare(names: list[str], pythons: dict[str, str], settings: dict, recommend
     if options.pause:
         print("all are ready: Enter begins the timed turns", file=sys.stderr, flush=True)
         sys.stdin.readline()
-    for _ in range(options.rounds):
-        take_turns(train, list(alive))
-    for _ in range(options.rounds + 1 if recommend else 0):
-        take_turns(evaluate, [name for name in alive if CONTENDERS[name].recommends])
+    hold_rounds(f"train {options.seconds}", "training", list(alive))
+    if recommend:
+        recommenders = [name for name in alive if CONTENDERS[name].recommends]
+        take_turns(lambda child, row: child.ask("evaluate"), recommenders)  # compiles
+        hold_rounds("evaluate", "evaluation", recommenders)
     if options.pause:
         print("timed: the machine may be used again", file=sys.stderr, flush=True)
     for child in alive.values():
         child.end()
-    return [row | {"evaluation": row["evaluation"][1:]} for row in found.values()]
+    for name, row in found.items():
+        rate = statistics.median(rates(row, "training", "sequences"))
+        print(f"L={settings['length']}, {settings['negatives']} negatives, {name}: {rate:,.0f} sequences/s", flush=True)
+    return list(found.values())
 
 
 def rates(row: dict, kind: str, unit: str) -> list[float]:
@@ -242,8 +278,10 @@ def main():
                 recommend = negatives == options.negatives[0]  # their number makes no difference there
                 results.append((length, negatives, compare(names, chosen, settings, recommend, options)))
     told = {row["name"]: row for _, _, rows in results for row in rows}
+    answers = [answer for _, _, rows in results for row in rows for answer in row["training"] + row["evaluation"]]
     print(f"\n{', '.join(f'{name} {value}' for name, value in MODEL.items())}; {options.rounds} rounds, "
-          f"{options.seconds:g} s a turn")  # fmt: skip
+          f"{options.seconds:g} s a turn; other work took {max(answer['others'] for answer in answers):.0%} of the "
+          "machine at most")  # fmt: skip
     for name, row in told.items():
         versions = ", ".join(f"{package} {version}" for package, version in row["versions"].items())
         threads = f"; {row['threads']} threads" if row["threads"] else ""
