@@ -146,8 +146,8 @@ def main():
                   f"| {rate / 1e9:.0f} | {rate / flops:.0%} |")  # fmt: skip
         read = program.cost_analysis().get("bytes accessed", 0) / options.seeds
         work = matmul_flops(length, options)
-        print(f"\nlength {length}: {work / 1e9:.2f} GFLOP in matrix products; the compiler counts "
-              f"{read / 1e9:.2f} GB read and written, {1e3 * read / copied:.0f} ms at the copy's rate\n")  # fmt: skip
+        print(f"\nlength {length}: {work / 1e9:.2f} GFLOP in matrix products; the compiler counts {read / 1e9:.2f} GB "
+              "read and written, most of it in caches\n")  # fmt: skip
 
 
 def matmul_flops(length: int, options) -> float:
