@@ -40,10 +40,11 @@ def test_without_the_other_libraries_jaxneg_is_measured_alone(tmp_path):
         assert f"{name}: not installed, left out (see rivals/{name}.txt)" in done.stdout
     lines = [line for line in done.stdout.splitlines() if line.startswith("| 8 |")]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    training, recommending = rows[:2], rows[2:]
+    training, recommending = rows[:3], rows[3:]
     assert [row[2:4] for row in training] == [
         ["jaxneg", "per sequence: 128 x 1 x 3"],
         ["jaxneg, per position", "per position: 128 x 8 x 3"],
+        ["jaxneg, per batch", "per batch: 1 x 1 x 3"],
     ]
     for row in training:
         assert float(row[4].replace(",", "")) > 0
