@@ -167,11 +167,16 @@ FIELDS: dict[str, Field] = {
     "model.num_blocks": Field(2, int, _at_least(1, 1000), "transformer blocks"),
     "model.num_heads": Field(1, int, _at_least(1, 10**4), "attention heads; they divide the width"),
     "model.max_len": Field(50, int, _at_least(1, 10**5), "last items of a history that the model sees"),
+    "model.compute": Field("float32", str, _one_of("float32", "bfloat16"),
+                           "precision of the encoder's products; weights, sums and scores stay float32"),
     "model.dropout": Field(0.2, float, BELOW_ONE, "dropout of embeddings, attention and feed-forward layers"),
     "optimizer.b1": Field(0.9, float, BELOW_ONE, "Adam's decay of the mean"),
     "optimizer.b2": Field(0.98, float, BELOW_ONE, "Adam's decay of the variance"),
     "optimizer.epsilon": Field(1e-8, float, POSITIVE, "Adam's epsilon"),
     "optimizer.tensorflow_epsilon": Field(None, bool, ANY, "epsilon without bias correction, as in TensorFlow 1"),
+    "optimizer.item_table": Field(None, str, _one_of("auto", "dense", "sparse"),
+                                  "Adam moves all items' rows, or only those that a step looks up (LazyAdam); "
+                                  "auto: sparse for a large catalogue"),
     "loss.name": Field("bce", str, _one_of(*LOSSES), "the loss (the list above)"),
     "loss.negative_weight": Field(1.0, float, NOT_NEGATIVE, "weight of the negatives' term (bce, gbce)"),
     "loss.negative_reduction": Field("auto", str, _one_of("auto", "mean", "sum"),
@@ -197,6 +202,7 @@ BY_REFERENCE = {
     "sampler.pool": ("uniform", "in_batch"),
     "sampler.mixed_exclude": ("history", "targets"),
     "optimizer.tensorflow_epsilon": (False, True),
+    "optimizer.item_table": ("auto", "dense"),
     "loss.count_pads": (False, True),
     "loss.keep_unselected": (False, True),
     "eval.empty_balance": (math.nan, 1.0),
@@ -359,6 +365,12 @@ def _conflicts(values: Mapping[str, Any]) -> list[str]:
     if len(columns) < 3 or "" in columns:
         wrong.append("config.data.user_column, item_column and time_column must be three different names: "
                      + ", ".join(shown(values[f"data.{name}_column"]) for name in ("user", "item", "time")))
+    if values["optimizer.item_table"] == "sparse" and values["reference"]:
+        wrong.append("config.optimizer.item_table=sparse can not go with config.reference=True: the released code "
+                     "moves the row of every item at every step; set it dense")
+    if values["optimizer.item_table"] == "sparse" and values["method"] == "catalogue":
+        wrong.append("config.optimizer.item_table=sparse can not go with method catalogue: its loss has a gradient for "
+                     "every item; set it dense or auto")
     return wrong + _loss_conflicts(values)
 
 

@@ -4,6 +4,7 @@ import json
 import pathlib
 import sys
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -18,7 +19,7 @@ from jaxneg import config as config_lib
 from jaxneg.data import dataset as data
 from jaxneg.data import prepare, synthetic
 from jaxneg.errors import InputError
-from jaxneg.plan import SPLITS, Plan, fitting_plan, max_history, rank_hidden
+from jaxneg.plan import SPLITS, Plan, fitting_plan, max_history, rank_hidden, with_item_table
 
 DISPATCH_SECONDS = 2.0  # about how long a device program trains before the host looks at signals and clocks again
 
@@ -49,6 +50,7 @@ def run(config, workdir: str | pathlib.Path, extend: bool = False) -> pathlib.Pa
     config = config_lib.resolve(config)
     with signals.raised(), writer.claimed(workdir) as folder:
         prepared = data.load(prepare_data(config))
+        config = with_item_table(config, prepared.num_items)
         record = run_folder.config_record(config, prepared)
         changed = run_folder.compare_record(folder, record, extend)
         for seeds in run_folder.pending_chunks(config, folder):
@@ -86,17 +88,17 @@ def rank_baselines(plan: Plan, prepared: data.Prepared) -> list[dict]:
     """One results row for each ranking by popularity: over the whole training part, and over its last days."""
     recent = f"popularity_last_{plan.config.data.recent_days:g}_days"
     counted = {"popularity_baseline": prepared.item_counts, recent: prepared.recent_counts}
-    return [baseline_row(plan, prepared, name, np.asarray(counts)) for name, counts in counted.items()]
-
-
-def baseline_row(plan: Plan, prepared: data.Prepared, name: str, counts: np.ndarray) -> dict:
-    """Ranks the cases of both splits by `counts` [V+1], with the very programs that rank a model."""
-    config, table = plan.config, evaluate.baseline_table(counts)
-    ks = tuple(config.eval.ks)
+    config, ks = plan.config, tuple(plan.config.eval.ks)
     seen = max_history(prepared, config.eval.rolling_history) if config.eval.filter_seen else 0
     chunks = evaluate.choose_chunks(prepared.num_items, 1, 1, config.eval.memory_mb * 2**20)
     rank = jax.jit(lambda table, items, cases: rank_hidden(
         jnp.ones((cases.history_start.shape[0], 1)), table, items, cases, ks, chunks, seen))  # fmt: skip
+    return [baseline_row(plan, name, rank, np.asarray(counts)) for name, counts in counted.items()]
+
+
+def baseline_row(plan: Plan, name: str, rank: Callable, counts: np.ndarray) -> dict:
+    """Ranks the cases of both splits by `counts` [V+1], with the functions that rank a model."""
+    config, table = plan.config, evaluate.baseline_table(counts)
     start = time.perf_counter()
     rows = []
     for split in SPLITS:
@@ -108,8 +110,9 @@ def baseline_row(plan: Plan, prepared: data.Prepared, name: str, counts: np.ndar
 
 def split_rows(plan: Plan, split: str, ranked, **where) -> list[dict]:
     """The rows of one evaluation of one seed on one split, one per cohort."""
-    num_above, num_tied, exposure = ranked
     chosen = plan.splits[split]
+    num_above, num_tied, exposure = ranked
+    num_above, num_tied = (part[: len(chosen.cold)] for part in (num_above, num_tied))  # without what pads the split
     return results.evaluation_rows(
         num_above, num_tied, chosen.cohorts, chosen.cold, exposure, plan.item_counts,
         ks=tuple(plan.config.eval.ks), split=split, reference=plan.config.eval.empty_balance == 1,
@@ -129,6 +132,7 @@ def train_seeds(plan: Plan, record: dict) -> tuple[Progress, np.ndarray]:
     metrics = plan.folder / "metrics.jsonl"
     writer.keep_rows(metrics, lambda row: row["seed"] not in plan.seeds or row["step"] <= progress.evaluated_step)
     step, collapsed = int(np.asarray(state.step)[0]), set()
+    first = step
 
     def save():
         checkpoints.save(step, (parallel.take(plan.layout, state), progress), about)
@@ -156,6 +160,8 @@ def train_seeds(plan: Plan, record: dict) -> tuple[Progress, np.ndarray]:
                 rate = count * plan.config.batch_size * len(plan.seeds) / seconds
                 bar.set_postfix_str(f"epoch {step // plan.steps_per_epoch}, {told}, {rate:,.0f} seq/s", refresh=False)
                 bar.update(count)
+                if step == first + count:
+                    bar.refresh()  # at once, also where the bar is drawn every 30 s only: it has begun
                 if received:
                     stop(received[0])
                 if checkpoints.due():
@@ -236,7 +242,7 @@ def resume(plan: Plan, checkpoints: checkpoint.Checkpoints, about: dict) -> tupl
     keys = parallel.seed_keys(layout, plan.config.seed, plan.seeds.start)
     state = plan.programs.init(keys, parallel.repeat(layout, plan.hyper))
     ranks = np.zeros((layout.num_seeds, num_cases), np.int32)
-    params = jax.device_get(parallel.take(layout, state.params))
+    params = jax.device_get(parallel.take(layout, plan.programs.weights(state.params)))
     progress = Progress(0, np.full(layout.num_seeds, -1.0), ranks, ranks, params, 0.0, 0.0)
     stored = checkpoints.restore((parallel.take(layout, state), progress))
     if stored is None:
@@ -258,7 +264,8 @@ def evaluate_seeds(plan: Plan, epoch: int, state: train.TrainState, progress: Pr
     Returns: (state, progress, rows), or None if a signal came first.
     """
     start, step = time.perf_counter(), epoch * plan.steps_per_epoch
-    computed = {split: plan.programs.evaluate(state.params, plan.dataset.items, plan.splits[split].cases)
+    weights = plan.programs.weights(state.params)
+    computed = {split: plan.programs.evaluate(weights, plan.dataset.items, plan.splits[split].cases)
                 for split in SPLITS}  # fmt: skip
     if not computed_before(computed, received):
         return None
@@ -275,11 +282,11 @@ def evaluate_seeds(plan: Plan, epoch: int, state: train.TrainState, progress: Pr
         valid = next(row for row in rows if (row["seed"], row["split"], row["cohort"]) == (seed, "valid", "all"))
         if valid["hr@10"] > best[index]:
             best[index] = valid["hr@10"]
-            num_above[index], num_tied[index] = (part[index] for part in ranked["test"][:2])
+            num_above[index], num_tied[index] = (part[index, : num_above.shape[1]] for part in ranked["test"][:2])
     improved = best > progress.best_valid
     best_params = progress.best_params
     if improved.any():
-        params = jax.device_get(parallel.take(plan.layout, state.params))
+        params = jax.device_get(parallel.take(plan.layout, weights))
         best_params = jax.tree.map(lambda new, old: np.where(improved.reshape(-1, *[1] * (new.ndim - 1)), new, old),
                                    params, best_params)  # fmt: skip
     writer.append_rows(plan.folder / "metrics.jsonl", rows)
@@ -311,7 +318,8 @@ def write_results(plan: Plan, progress: Progress, failed_step: np.ndarray) -> No
             for seed, failed in zip(plan.seeds, failed_step, strict=True)]  # fmt: skip
     test = plan.splits["test"]
     cases = jax.device_get(test.cases)
-    of_cases = {"user": cases.users, "item": cases.targets, "cohort": test.cohorts}
+    number = len(test.cohorts)
+    of_cases = {"user": cases.users[:number], "item": cases.targets[:number], "cohort": test.cohorts}
     ranks = {"num_above": progress.num_above, "num_tied": progress.num_tied}
     joined = run_folder.join_seeds(folder / "cases.npz", seeds, ranks)
     writer.write_arrays(folder / "cases.npz", **of_cases, **joined)

@@ -166,8 +166,10 @@ def _one_line(error: Exception) -> str:
 
 
 if __name__ == "__main__":
-    # A run that is resumed should not compile again; JAX reads this when it is imported.
+    # A run that is resumed should not compile again, not even what takes less than a second; JAX reads these when it is
+    # imported.
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(store.default_cache_dir() / "compiled"))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     code = main(sys.argv)
     sys.stdout.flush()
     sys.stderr.flush()

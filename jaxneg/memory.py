@@ -8,6 +8,7 @@ import jax.extend.core
 import numpy as np
 import psutil
 
+IN_PLACE = ("scatter", "while")  # operations whose result may take the place of an operand that is not used again
 CGROUP_LIMIT = pathlib.Path("/sys/fs/cgroup/memory.max")
 
 
@@ -16,10 +17,11 @@ def tree_bytes(tree: Any) -> int:
     return sum(_bytes(leaf) for leaf in jax.tree.leaves(tree))
 
 
-def peak_bytes(jaxpr) -> int:
+def peak_bytes(jaxpr, donated: bool = False) -> int:
     """The most bytes that are alive at once if the operations of a jaxpr run in order and none is fused.
 
-    Arguments count as alive all along. A compiler that fuses needs less, one that copies may need more.
+    Arguments count as alive all along; `donated` ones may be written over by an operation of IN_PLACE. A compiler that
+    fuses needs less, one that copies may need more.
     """
     jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
     last_use = {}
@@ -32,13 +34,28 @@ def peak_bytes(jaxpr) -> int:
     for var, index in last_use.items():
         dies.setdefault(index, []).append(var)
     for index, equation in enumerate(jaxpr.eqns):
-        made = sum(_bytes(var.aval) for var in equation.outvars)
+        dying = [var for var in dies.get(index, ()) if donated or var not in arguments]
+        replaced = _replaced(equation, dying)
+        made = sum(_bytes(var.aval) for var in equation.outvars if var not in replaced)
         given = sum(_bytes(var.aval) for var in equation.invars)
-        inner = max(map(peak_bytes, jaxprs_inside(equation.params)), default=0)
+        inside = jaxprs_inside(equation.params)
+        inner = max((peak_bytes(one, equation.primitive.name == "while") for one in inside), default=0)
         peak = max(peak, alive + max(made, inner - given))
-        alive += sum(_bytes(var.aval) for var in equation.outvars if var in last_use)
+        arguments |= {out for out, operand in replaced.items() if operand in arguments}  # it lies in their buffer
+        alive += sum(_bytes(var.aval) for var in equation.outvars if var in last_use and var not in arguments)
         alive -= sum(_bytes(var.aval) for var in dies.get(index, ()) if var not in arguments)
     return peak
+
+
+def _replaced(equation, dying: list) -> dict:
+    """{result: the operand whose buffer it takes} of an operation, the operands being among those that die there."""
+    found = {}
+    for out in equation.outvars if equation.primitive.name in IN_PLACE else ():
+        free = (var for var in dying if var in equation.invars and var not in found.values() and var.aval == out.aval)
+        operand = next(free, None)
+        if operand is not None:
+            found[out] = operand
+    return found
 
 
 def jaxprs_inside(params: dict) -> list:

@@ -7,6 +7,7 @@ import sys
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxneg import config as config_lib
@@ -27,7 +28,7 @@ MEMORY_SHARE = 0.9  # of what is free, for a chunk of seeds that is chosen to fi
 class Split(NamedTuple):
     """What is evaluated: the cases on the device, and what the host knows of their targets."""
 
-    cases: EvalCases
+    cases: EvalCases  # padded to the sizes of the larger split, so that one program ranks both
     cohorts: np.ndarray  # [C] 0 head, 1 mid, 2 tail
     cold: np.ndarray  # [C] never seen in training
 
@@ -37,7 +38,8 @@ class Programs(NamedTuple):
 
     init: Any  # (keys, hyper) -> state
     advance: Any  # (number of steps, state, tables, dataset) -> state
-    evaluate: Any  # (params, items, cases) -> num_above [C], num_tied [C], exposure [K, V+1]
+    weights: Any  # state's params -> {"item_table": [S, V+1, D], "encoder": ...}, however they are kept
+    evaluate: Any  # (weights, items, cases) -> num_above [C], num_tied [C], exposure [K, V+1]
 
 
 class Plan(NamedTuple):
@@ -112,13 +114,14 @@ def make_plan(config, folder: pathlib.Path, prepared: data.Prepared, seeds: rang
     num_items, ks = prepared.num_items, tuple(config.eval.ks)
     settings = samplers.Settings(**{name: config.sampler[name] for name in samplers.Settings._fields})
     method = samplers.make(config.method, num_items, settings)
-    model = sasrec.SASRec(config.model.num_blocks, config.model.num_heads, config.model.width, config.model.max_len)
+    model = sasrec.SASRec(**{name: config.model[name] for name in sasrec.SETTINGS})
     dataset = data.training_set(prepared)
     targets = data.target_counts(dataset, model.max_len, num_items)
     tables = method.proposal.init(np.asarray(prepared.item_counts), targets)
     adam = optimizer.adam(
         config.optimizer.b1, config.optimizer.b2, config.optimizer.epsilon, config.optimizer.tensorflow_epsilon
     )
+    item_table = optimizer.ITEM_TABLES[item_table_form(config, num_items)]
     steps_per_epoch = max(1, prepared.num_users // config.batch_size)
     if config.num_epochs * steps_per_epoch > MOST_STEPS:
         most = MOST_STEPS // steps_per_epoch
@@ -131,6 +134,7 @@ def make_plan(config, folder: pathlib.Path, prepared: data.Prepared, seeds: rang
         method=method,
         loss=losses.make(config.loss.name, num_items, loss_settings, unselected),
         optimizer=adam,
+        item_table=item_table,
         batch_size=config.batch_size,
         num_items=num_items,
         history_size=data.longest_history(dataset),
@@ -144,7 +148,9 @@ def make_plan(config, folder: pathlib.Path, prepared: data.Prepared, seeds: rang
     seen = max_history(prepared, config.eval.rolling_history) if config.eval.filter_seen else 0
 
     def init(key, hyper):
-        return train.init_state(key, hyper, model=model, num_items=num_items, optimizer=adam)
+        return train.init_state(
+            key, hyper, model=model, num_items=num_items, optimizer=adam, item_table=item_table
+        )
 
     def rank(params, items, cases):
         encode = functools.partial(sasrec.encode, model, params)
@@ -160,6 +166,7 @@ def make_plan(config, folder: pathlib.Path, prepared: data.Prepared, seeds: rang
     programs = Programs(
         init=parallel.over_seeds(init, layout, (True, True)),
         advance=functools.partial(train.run_checked, train.check_step(step)) if config.debug else advance,
+        weights=item_table.weights,
         evaluate=parallel.over_seeds(rank, layout, (True, False, False)),
     )
     hyper = train.Hyper(
@@ -169,9 +176,30 @@ def make_plan(config, folder: pathlib.Path, prepared: data.Prepared, seeds: rang
     )
     return Plan(
         config, folder, seeds, layout, programs, dataset, tables,
-        {name: make_split(prepared, name, config.eval.rolling_history) for name in SPLITS},
+        make_splits(prepared, config.eval.rolling_history),
         np.asarray(prepared.item_counts), hyper, steps_per_epoch,
     )  # fmt: skip
+
+
+def item_table_form(config, num_items: int) -> str:
+    """"dense" or "sparse", what `optimizer.item_table` comes to for a catalogue of this size.
+
+    auto looks at the catalogue only, so that all methods on one data set are trained alike; but a loss over the whole
+    catalogue, and the released code's form, are always dense.
+    """
+    form = config.optimizer.item_table
+    if form != "auto":
+        return form
+    large = num_items >= optimizer.SPARSE_FROM
+    return "sparse" if large and config.method != "catalogue" and not config.reference else "dense"
+
+
+def with_item_table(config, num_items: int):
+    """The config with auto replaced by the form it comes to, so that a run's record tells which one it was."""
+    values = config_lib.flatten(config) | {"optimizer.item_table": item_table_form(config, num_items)}
+    changed = config_lib.base()
+    changed.update_from_flattened_dict(values)
+    return config_lib.resolve(changed)
 
 
 def make_buckets(config, dataset: Dataset, num_seeds: int) -> tuple[buckets.Bucket, ...]:
@@ -185,12 +213,16 @@ def make_buckets(config, dataset: Dataset, num_seeds: int) -> tuple[buckets.Buck
     return buckets.choose_buckets(lengths, config.batch_size, config.model.max_len, config.num_buckets, overflow)
 
 
-def make_split(prepared: data.Prepared, name: str, rolling: bool) -> Split:
-    """The cases of one split, with the cohorts of their targets."""
-    cases = data.evaluation_cases(prepared, name, rolling)
-    cohorts = np.asarray(prepared.item_cohorts)[cases.targets]
-    cold = np.asarray(prepared.item_counts)[cases.targets] == 0
-    return Split(cases, cohorts, cold)
+def make_splits(prepared: data.Prepared, rolling: bool) -> dict[str, Split]:
+    """The cases of every split, of equal shapes, with the cohorts of their targets."""
+    found = {name: data.evaluation_cases(prepared, name, rolling) for name in SPLITS}
+    sizes = [max(len(part) for part in parts) for parts in zip(*found.values(), strict=True)]
+    splits = {}
+    for name, cases in found.items():
+        padded = EvalCases(*(np.pad(part, (0, size - len(part))) for part, size in zip(cases, sizes, strict=True)))
+        cold = np.asarray(prepared.item_counts)[cases.targets] == 0
+        splits[name] = Split(padded, np.asarray(prepared.item_cohorts)[cases.targets], cold)
+    return splits
 
 
 def max_history(prepared: data.Prepared, rolling: bool) -> int:
@@ -200,7 +232,11 @@ def max_history(prepared: data.Prepared, rolling: bool) -> int:
 
 
 def rank_hidden(hidden, item_table, items, cases: EvalCases, ks, chunks, max_seen: int):
-    """(num_above [C], num_tied [C], exposure [K, V+1]) of histories' states; `max_seen` 0 filters nothing."""
+    """(num_above [C], num_tied [C], exposure [K, V+1]) of histories' states; `max_seen` 0 filters nothing.
+
+    A history without items is one that pads a split: its scores are no numbers, so it recommends nothing.
+    """
+    hidden = jnp.where((cases.history_end > cases.history_start)[:, None], hidden, jnp.nan)
     own = {"seen": items, "max_seen": max_seen} if max_seen else {}
     num_above, num_tied = evaluate.rank_cases(hidden, item_table, cases, chunks=chunks, **own)
     own = own | ({"cases": cases} if own else {})
@@ -216,10 +252,11 @@ def needed_bytes(plan: Plan) -> Needed:
     advance = parallel.on_one_device(plan.programs.advance, layout, (None, True, False, False),
                                      np.int32(1), state, plan.tables, plan.dataset)  # fmt: skip
     rank = parallel.on_one_device(plan.programs.evaluate, layout, (True, False, False),
-                                  state.params, plan.dataset.items, cases)  # fmt: skip
+                                  jax.eval_shape(plan.programs.weights, state.params), plan.dataset.items,
+                                  cases)  # fmt: skip
     states = memory.tree_bytes(state) // layout.mesh.size
     return Needed(*(copies * number for number in (
-        memory.tree_bytes((plan.dataset, plan.tables, cases)), states, memory.peak_bytes(advance),
+        memory.tree_bytes((plan.dataset, plan.tables, cases)), states, memory.peak_bytes(advance, donated=True),
         memory.peak_bytes(rank) + states)))  # fmt: skip
 
 

@@ -4,7 +4,7 @@ import functools
 import os
 import pathlib
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxneg.data import dataset as data
 from jaxneg.data.buckets import Bucket
 from jaxneg.models import sasrec
+from jaxneg.optimizer import DENSE, Borrowed, ItemTable
 from jaxneg.samplers import Method
 from jaxneg.types import Batch, Candidates, Dataset, Negatives
 
@@ -33,8 +34,8 @@ class Hyper(NamedTuple):
 class TrainState(NamedTuple):
     """Everything that a run carries from step to step."""
 
-    params: dict
-    opt_state: optax.OptState
+    params: dict  # as `ItemTable` keeps them: only its `weights` knows their layout
+    opt_state: Any
     hyper: Hyper
     key: jax.Array  # the run's key; step t's keys are folded from it, so a resumed run draws the same
     step: Int[Array, ""]
@@ -72,22 +73,41 @@ def pooled_keys(key: jax.Array, step: Int[Array, ""], pool_size: int | None) -> 
 
 
 def init_state(
-    key: jax.Array, hyper: Hyper, *, model: sasrec.SASRec, num_items: int, optimizer: optax.GradientTransformation
+    key: jax.Array,
+    hyper: Hyper,
+    *,
+    model: sasrec.SASRec,
+    num_items: int,
+    optimizer: optax.GradientTransformation,
+    item_table: ItemTable = DENSE,
 ) -> TrainState:
     """The state before the first step: initial weights from one half of the key, the run from the other."""
     init_key, run_key = jax.random.split(key)
     params = sasrec.init(init_key, model, num_items)
+    params, opt_state = item_table.keep(params, optimizer.init(params))
     zero = jnp.zeros((), jnp.float32)
     first = jnp.zeros((), jnp.int32)
-    return TrainState(params, optimizer.init(params), hyper, run_key, first, zero, jnp.full((), NOT_FAILED, jnp.int32))
+    return TrainState(params, opt_state, hyper, run_key, first, zero, jnp.full((), NOT_FAILED, jnp.int32))
+
+
+class LossInputs(NamedTuple):
+    """What `batch_loss` takes. Item ids are rows of these params' item table."""
+
+    params: dict
+    batch: Batch
+    candidates: Candidates
+    hyper: Hyper
+    keys: StepKeys
 
 
 class Step(NamedTuple):
     """One training step of one seed, in the parts that `run_steps` puts together."""
 
     draw: Callable  # (state, dataset) -> (keys, Batch)
-    padded: Callable  # (state, keys, batch, tables) -> state
-    in_buckets: Callable | None = None  # the same, for a batch that fits; None without buckets
+    borrow: Callable  # (state, keys, batch, tables) -> (LossInputs, Borrowed)
+    padded: Callable  # LossInputs -> (loss, gradient)
+    update: Callable  # (state, Borrowed, loss, gradient) -> state
+    in_buckets: Callable | None = None  # like `padded`, for a batch that fits; None without buckets
     fits: Callable | None = None  # Batch -> whether the buckets hold it
 
 
@@ -97,6 +117,7 @@ def make_step(
     method: Method,
     loss: Callable[..., Float[Array, "B L"]],
     optimizer: optax.GradientTransformation,
+    item_table: ItemTable = DENSE,
     batch_size: int,
     num_items: int,
     history_size: int,
@@ -109,6 +130,7 @@ def make_step(
     Args:
       loss: (positive_scores, Negatives, negative_weight=...) -> one value per position; for a method that draws
         nothing (hidden, item_table, targets) -> the same, over the whole catalogue.
+      item_table: how the item table is kept, and so which of its rows Adam moves (see `jaxneg.optimizer`).
       history_size: H, at least the longest history of the dataset.
       buckets: how to cut a batch so that few pads are computed (see `jaxneg.data.buckets`); (): not at all.
       pool_size: number of distinct batches that the run sees, or None (see `pooled_keys`).
@@ -133,23 +155,34 @@ def make_step(
         first = np.cumsum([0, *(bucket.rows for bucket in buckets)])[:-1]
         return jnp.all(lengths[first] <= np.array([bucket.length for bucket in buckets]))
 
-    def update(cut: tuple[Bucket, ...], state: TrainState, keys: StepKeys, batch: Batch, tables) -> TrainState:
+    def borrow(state: TrainState, keys: StepKeys, batch: Batch, tables) -> tuple[LossInputs, Borrowed]:
         candidates = method.proposal.sample(keys.proposal, tables, batch)
-        compute = functools.partial(losses_of, buckets=cut)
-        value, gradient = jax.value_and_grad(compute)(state.params, batch, candidates, state.hyper, keys)
+        ids = (batch.inputs, batch.targets, candidates.item_ids)
+        borrowed = item_table.borrow(state.params, state.opt_state, ids)
+        inputs, targets, item_ids = borrowed.item_ids
+        batch = batch._replace(inputs=inputs, targets=targets)
+        candidates = candidates._replace(item_ids=item_ids)
+        return LossInputs(borrowed.params, batch, candidates, state.hyper, keys), borrowed
+
+    def gradient_of(cut: tuple[Bucket, ...], inputs: LossInputs) -> tuple[Float[Array, ""], dict]:
+        return jax.value_and_grad(functools.partial(losses_of, buckets=cut))(*inputs)
+
+    def update(state: TrainState, borrowed: Borrowed, value: Float[Array, ""], gradient: dict) -> TrainState:
         finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves((value, gradient))]))
         failed_step = jnp.where((state.failed_step == NOT_FAILED) & ~finite, state.step, state.failed_step)
         alive = failed_step == NOT_FAILED
         # A seed that failed keeps its last finite weights for ever: no gradient, and no step along the old ones.
         gradient = jax.tree.map(lambda g: jnp.where(alive, g, 0), gradient)
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        updates, opt_state = optimizer.update(gradient, borrowed.opt_state, borrowed.params)
         rate = jnp.where(alive, state.hyper.learning_rate, 0)
-        params = optax.apply_updates(state.params, jax.tree.map(lambda change: -rate * change, updates))
+        params = optax.apply_updates(borrowed.params, jax.tree.map(lambda change: -rate * change, updates))
+        moved = borrowed._replace(params=params, opt_state=opt_state)
+        params, opt_state = item_table.give_back(state.params, state.opt_state, moved)
         loss_sum = state.loss_sum + jnp.where(alive, value, 0)
         return TrainState(params, opt_state, state.hyper, state.key, state.step + 1, loss_sum, failed_step)
 
-    step = Step(draw, functools.partial(update, padded))
-    return step._replace(in_buckets=functools.partial(update, buckets), fits=fits) if len(buckets) > 1 else step
+    step = Step(draw, borrow, functools.partial(gradient_of, padded), update)
+    return step._replace(in_buckets=functools.partial(gradient_of, buckets), fits=fits) if len(buckets) > 1 else step
 
 
 def batch_loss(
@@ -167,6 +200,7 @@ def batch_loss(
 ) -> Float[Array, ""]:
     """The mean loss over the batch's positions, bucket by bucket; over pads too with `count_pads`.
 
+    Item ids are rows of `params["item_table"]`, which may hold the batch's own items only (see `optimizer.Borrowed`).
     All pads of a sequence have the same state, so those that a bucket leaves out count as one position with a
     weight: the result is that of the padded batch.
     """
@@ -189,16 +223,17 @@ def batch_loss(
         chosen = method.selector(own_keys, negatives, positive_scores)
         return loss(positive_scores, chosen, negative_weight=hyper.negative_weight)
 
-    for piece in pieces:
-        inputs, targets, negative_rows = next(rows), next(rows), next(rows)
-        hidden = encode(inputs, piece.inputs > 0, hyper.dropout, keys.dropout, piece.first_row)
+    looked_up = [(next(rows), next(rows), next(rows)) for _ in pieces]
+    is_item = [piece.inputs > 0 for piece in pieces]
+    states = encode([inputs for inputs, _, _ in looked_up], is_item, hyper.dropout, keys.dropout)
+    for piece, hidden, (inputs, targets, negative_rows) in zip(pieces, states, looked_up, strict=True):
         counted = jnp.ones_like(piece.targets, bool) if count_pads else piece.targets > 0
         total += jnp.sum(jnp.where(counted, values(hidden, piece, targets, negative_rows), 0))
         count += jnp.sum(counted)
         num_cut = model.max_len - piece.inputs.shape[1]
         if count_pads and num_cut:
             nothing = jnp.zeros_like(inputs[:, :1])
-            at_pad = encode(nothing, jnp.zeros(nothing.shape[:2], bool))
+            (at_pad,) = encode([nothing], [jnp.zeros(nothing.shape[:2], bool)])
             total += num_cut * jnp.sum(values(at_pad, piece, nothing, negative_rows))
             count += num_cut * inputs.shape[0]
     return total / jnp.maximum(count, 1)
@@ -231,15 +266,16 @@ def run_steps(step: Step, num_steps: Int[Array, ""], states: TrainState, tables,
     The number is traced, so that one compilation serves every interval. The seeds take the padded form together,
     when one of them has a batch that its buckets do not hold: a choice made per seed would compute both.
     """
-    over_seeds = functools.partial(jax.vmap, in_axes=(0, 0, 0, None))
-
     def body(_, states):
         keys, batches = jax.vmap(step.draw, in_axes=(0, None))(states, dataset)
-        operands = (states, keys, batches, tables)
+        inputs, borrowed = jax.vmap(step.borrow, in_axes=(0, 0, 0, None))(states, keys, batches, tables)
         if step.in_buckets is None:
-            return over_seeds(step.padded)(*operands)
-        fit = jnp.all(jax.vmap(step.fits)(batches))
-        return jax.lax.cond(fit, over_seeds(step.in_buckets), over_seeds(step.padded), *operands)
+            found = jax.vmap(step.padded)(inputs)
+        else:
+            fit = jnp.all(jax.vmap(step.fits)(batches))
+            # Only gradients come out of the choice: a table that went through it would be copied.
+            found = jax.lax.cond(fit, jax.vmap(step.in_buckets), jax.vmap(step.padded), inputs)
+        return jax.vmap(step.update)(states, borrowed, *found)
 
     return jax.lax.fori_loop(0, num_steps, body, states)
 
@@ -249,7 +285,8 @@ def check_step(step: Step) -> Callable:
 
     def one(state: TrainState, tables, dataset: Dataset) -> TrainState:
         keys, batch = step.draw(state, dataset)
-        return step.padded(state, keys, batch, tables)
+        inputs, borrowed = step.borrow(state, keys, batch, tables)
+        return step.update(state, borrowed, *step.padded(inputs))
 
     return jax.jit(checkify.checkify(one, errors=checkify.float_checks))
 

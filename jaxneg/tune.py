@@ -143,8 +143,9 @@ def validation_hit_rates(
             count = min(plan.config.steps_per_dispatch or left, left)
             state = plan.programs.advance(np.int32(count), state, plan.tables, plan.dataset)
             step += count
-        ranked = plan.programs.evaluate(state.params, plan.dataset.items, plan.splits["valid"].cases)
-        above, tied = (np.asarray(part) for part in parallel.take(plan.layout, ranked[:2]))
+        valid, weights = plan.splits["valid"], plan.programs.weights(state.params)
+        ranked = plan.programs.evaluate(weights, plan.dataset.items, valid.cases)
+        above, tied = (np.asarray(part)[:, : len(valid.cold)] for part in parallel.take(plan.layout, ranked[:2]))
         if above.shape[1] == 0:
             raise InputError("there is no validation case to tune on: raise config.data.valid_fraction")
         best = np.maximum(best, metrics.hit_rate(above, tied, results.MAIN_K).mean(axis=1))

@@ -522,6 +522,7 @@ VALUES = {
     "model.max_len=0": ["config.model.max_len=0", "1 or more"],
     "model.dropout=1": ["config.model.dropout=1.0", "below 1"],
     "optimizer.b2=1": ["config.optimizer.b2=1.0", "below 1"],
+    "optimizer.item_table=lazy": ["config.optimizer.item_table='lazy'", "auto, dense, sparse"],
     "optimizer.epsilon=0": ["config.optimizer.epsilon=0.0", "above 0"],
     "loss.name=bpq": ["config.loss.name='bpq'", "one of bce"],
     "loss.negative_weight=1e300": ["config.loss.negative_weight=1e+300", "1e30 at most"],

@@ -12,11 +12,11 @@ import pandas as pd
 import pytest
 from flax.traverse_util import unflatten_dict
 
-from jaxneg import checkpoint, experiment, metrics, signals, writer
+from jaxneg import checkpoint, evaluate, experiment, metrics, signals, writer
 from jaxneg import config as config_lib
 from jaxneg.data import dataset as data
 from jaxneg.errors import InputError
-from jaxneg.plan import fitting_plan
+from jaxneg.plan import fitting_plan, rank_hidden
 
 SMALL = {
     "dataset": "small", "batch_size": 32, "num_epochs": 30, "eval_every": 12, "learning_rate": 1e-2, "eval.ks": (5, 10),
@@ -425,3 +425,26 @@ def test_bad_input_is_named_and_leaves_nothing(cache, tmp_path, others, words):
         experiment.run(small(cache, **others), tmp_path / "run")
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("valid_fraction", [0.02, 0.2])
+def test_splits_are_padded_to_one_shape_and_the_padding_counts_for_nothing(cache, tmp_path, valid_fraction):
+    config = config_lib.resolve(small(cache, **{"data.valid_fraction": valid_fraction}))
+    prepared = data.load(experiment.prepare_data(config))
+    plan = fitting_plan(config, tmp_path, prepared, range(1))
+    shapes = {name: [part.shape for part in split.cases] for name, split in plan.splits.items()}
+    assert shapes["valid"] == shapes["test"]
+    alone = {name: data.evaluation_cases(prepared, name) for name in plan.splits}
+    assert len(alone["valid"].targets) != len(alone["test"].targets)  # or nothing was padded
+    table = evaluate.baseline_table(np.asarray(prepared.item_counts))
+    chunks = evaluate.Chunks(64, 1024)
+    for name, cases in alone.items():
+        def rank(cases):
+            hidden = jnp.ones((len(cases.history_start), 1))
+            return rank_hidden(hidden, table, plan.dataset.items, cases, (1, 10), chunks, 0)
+
+        padded, right = rank(plan.splits[name].cases), rank(cases)
+        for part, other in zip(padded[:2], right[:2], strict=True):
+            np.testing.assert_array_equal(part[: len(cases.targets)], other)
+        np.testing.assert_array_equal(padded[2], right[2])
+        assert int(right[2][-1].sum()) == 10 * len(cases.history_start)

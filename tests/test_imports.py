@@ -21,7 +21,7 @@ LAYERS = [
     {"config", "writer", "checkpoint", "document", "plots", "results", "tuned", "parallel"},
     {"train", "evaluate", "memory", "signals", "statistics"},
     {"samplers", "losses", "metrics", "models", "optimizer", "data"},
-    {"cohorts", "types"},
+    {"cohorts", "hashing", "types"},
     {"errors", "jaxneg"},
 ]
 LAYER = {name: depth for depth, names in enumerate(LAYERS) for name in names}

@@ -13,29 +13,22 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jax.nn.initializers import glorot_uniform
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt32
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped, UInt32
 
 from jaxneg.errors import InputError
+from jaxneg.hashing import hashed
+from jaxneg.models import layers
 
 Rate = float | int | Float[Array, ""]
 
-LAYER_NORM_EPSILON = 1e-8
 MASKED_SCORE = -1e9  # finite, so that the softmax of a row with no key left is uniform and not NaN
+SETTINGS = ("num_blocks", "num_heads", "width", "max_len", "compute")  # SASRec's own, as the config names them
+QUERY_CHUNK = 50  # of attention on CPU
 
 
 def random_bits(key: PRNGKeyArray, index: UInt32[Array, "*shape"]) -> UInt32[Array, "*shape"]:
-    """Uniform 32-bit words by hashing each element's index with two words of the key.
-
-    The mixer is Wellons's `lowbias32` (github.com/skeeto/hash-prospector), applied twice. It costs a fraction
-    of threefry and is elementwise, so the bits are the same whatever the sharding. Meant for dropout only.
-    """
-    def mix(word):
-        word = (word ^ (word >> 16)) * jnp.uint32(0x21F0AAAD)
-        word = (word ^ (word >> 15)) * jnp.uint32(0xD35A2D97)
-        return word ^ (word >> 15)
-
-    first, second = jax.random.bits(key, (2,), jnp.uint32)
-    return mix(mix(index ^ first) + second)
+    """Uniform 32-bit words by hashing each element's index with two words of the key. Meant for dropout only."""
+    return hashed(index, *jax.random.bits(key, (2,), jnp.uint32))
 
 
 def dropout(
@@ -68,12 +61,13 @@ class Places(NamedTuple):
         """The elements of hidden states."""
         return self.position[..., None] * width + jnp.arange(width, dtype=jnp.uint32)[None, None]
 
-    def of_pairs(self, num_heads: int) -> UInt32[Array, "B H L L"]:
-        """The elements of attention weights."""
-        length = self.position.shape[1]
-        query = self.position[:, None] * num_heads + jnp.arange(num_heads, dtype=jnp.uint32)[None, :, None]
-        key = jnp.arange(self.max_len - length, self.max_len, dtype=jnp.uint32)
-        return query[..., None] * self.max_len + key[None, None, None]
+    def of_pairs(self, num_heads: int, start: int, end: int) -> UInt32[Array, "B H K Q"]:
+        """The elements of attention weights: keys up to `end`, and queries from `start` to `end`."""
+        first_key = self.max_len - self.position.shape[1]
+        row = self.position[:, start:end][:, None] * num_heads
+        query = row + jnp.arange(num_heads, dtype=jnp.uint32)[None, :, None]
+        key = jnp.arange(first_key, first_key + end, dtype=jnp.uint32)
+        return query[:, :, None] * self.max_len + key[None, None, :, None]
 
 
 def places(first_row: int, batch: int, length: int, max_len: int) -> Places:
@@ -83,68 +77,107 @@ def places(first_row: int, batch: int, length: int, max_len: int) -> Places:
 
 
 class LayerNorm(nn.Module):
-    """Over the last axis, with the biased variance and epsilon 1e-8 (flax's own default differs)."""
+    """Over the last axis, with the biased variance and epsilon 1e-8 (flax's own default differs); in float32."""
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+    def __call__(self, x: Float[Array, "P D"]) -> Float[Array, "P D"]:
+        x = x.astype(jnp.float32)
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         offset = self.param("offset", nn.initializers.zeros, (x.shape[-1],))
-        centred = x - jnp.mean(x, axis=-1, keepdims=True)
-        variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
-        return centred * jax.lax.rsqrt(variance + LAYER_NORM_EPSILON) * scale[None, None] + offset[None, None]
+        return layers.standardise(x) * scale[None] + offset[None]
 
 
 def attend(
     query: Float[Array, "B L D"],
     key: Float[Array, "B L D"],
     value: Float[Array, "B L D"],
-    allowed: Bool[Array, "B L L"],
+    is_item: Bool[Array, "B L"],
     num_heads: int,
     rate: Rate,
     dropout_key: PRNGKeyArray | None,
     place: Places,
 ) -> Float[Array, "B L D"]:
-    """Scaled dot-product attention; `allowed[b, i, j]`: position i may look at position j."""
+    """Causal scaled dot-product attention: each position looks at the items up to its own.
+
+    A position without an item up to its own looks at keys of its chunk alike, and nobody uses what it sees. On CPU
+    long sequences are cut into chunks of queries, each with the keys that it may see: half of the products are saved.
+    """
     batch, length, width = query.shape
-    query, key, value = (x.reshape(batch, length, num_heads, -1) for x in (query, key, value))
-    scores = jnp.einsum("bqhd,bkhd->bhqk", query * math.sqrt(num_heads / width), key)
-    weights = jax.nn.softmax(jnp.where(allowed[:, None], scores, MASKED_SCORE), axis=-1)
-    weights = dropout(dropout_key, weights, rate, place.of_pairs(num_heads))
-    return jnp.einsum("bhqk,bkhd->bqhd", weights, value).reshape(batch, length, width)
+
+    def by_head(x):
+        return x.reshape(batch, length, num_heads, -1).swapaxes(1, 2).reshape(batch * num_heads, length, -1)
+
+    query, key, value = by_head(query * math.sqrt(num_heads / width)), by_head(key), by_head(value)
+    chunk = QUERY_CHUNK if jax.default_backend() == "cpu" and length > QUERY_CHUNK else length
+    attended = []
+    for start in range(0, length, chunk):
+        end = min(start + chunk, length)
+        # Keys before queries: on CPU sums over an axis that is not the last are vectorised.
+        scores = layers.product(key[:, :end], layers.turned(query[:, start:end]))
+        allowed = is_item[:, :end, None] & (jnp.arange(end)[:, None] <= jnp.arange(start, end)[None])[None]
+        allowed = jnp.repeat(allowed, num_heads, axis=0)
+        weights = jax.nn.softmax(jnp.where(allowed, scores.astype(jnp.float32), MASKED_SCORE), axis=1)
+        element = place.of_pairs(num_heads, start, end)
+        weights = dropout(dropout_key, weights.astype(value.dtype), rate, element.reshape(weights.shape))
+        attended.append(layers.product(layers.turned(weights), value[:, :end]))
+    attended = jnp.concatenate(attended, axis=1).reshape(batch, num_heads, length, -1)
+    return attended.swapaxes(1, 2).reshape(batch, length, width)
 
 
 class Block(nn.Module):
-    """One block. The residuals add the NORMALISED input, and keys and values see the un-normalised one."""
+    """One block. The residuals add the NORMALISED input, and keys and values see the un-normalised one.
+
+    It works on all positions of a batch one after another, whatever the lengths of their sequences: attention alone
+    knows of sequences. So a batch in pieces costs as many operations as a whole one.
+    """
 
     num_heads: int
+    compute: str
 
     @nn.compact
     def __call__(
         self,
-        x: Float[Array, "B L D"],
-        allowed: Bool[Array, "B L L"],
+        x: Float[Array, "P D"],
+        is_item: Sequence[Bool[Array, "_ _"]],
         rate: Rate,
         dropout_keys: tuple[PRNGKeyArray | None, PRNGKeyArray | None, PRNGKeyArray | None],
-        place: Places,
-    ) -> Float[Array, "B L D"]:
+        place: Sequence[Places],
+    ) -> Float[Array, "P D"]:
         def dense(name):
-            layer = nn.Dense(x.shape[-1], kernel_init=glorot_uniform(), name=name)
-            # As one matrix of B * L rows: on CPU the kernel's gradient is then twice as fast.
-            return lambda rows: layer(rows.reshape(-1, rows.shape[-1])).reshape(rows.shape)
+            return nn.Dense(x.shape[-1], dtype=self.compute, kernel_init=glorot_uniform(), name=name)
 
         attention_key, inner_key, outer_key = dropout_keys
         normed = LayerNorm(name="attention_norm")(x)
-        query, key, value = dense("query")(normed), dense("key")(x), dense("value")(x)
-        x = normed + attend(query, key, value, allowed, self.num_heads, rate, attention_key, place)
+        shapes = [piece.shape for piece in is_item]
+        projected = [unjoined(part, shapes) for part in (dense("query")(normed), dense("key")(x), dense("value")(x))]
+        attended = [
+            attend(query, key, value, valid, self.num_heads, rate, attention_key, numbers)
+            for query, key, value, valid, numbers in zip(*projected, is_item, place, strict=True)
+        ]
+        x = normed + joined(attended)
         normed = LayerNorm(name="ffn_norm")(x)
-        element = place.of_width(x.shape[-1])
+        element = joined([numbers.of_width(x.shape[-1]) for numbers in place])
         inner = dropout(inner_key, nn.relu(dense("ffn_inner")(normed)), rate, element)
         return normed + dropout(outer_key, dense("ffn_outer")(inner), rate, element)
+
+
+def joined(pieces: Sequence[Shaped[Array, "_ _ *tail"]]) -> Shaped[Array, "P *tail"]:
+    """[B, L, ...] of each piece, as the positions of all one after another."""
+    return jnp.concatenate([piece.reshape(-1, *piece.shape[2:]) for piece in pieces])
+
+
+def unjoined(rows: Shaped[Array, "P *tail"], shapes: Sequence[tuple[int, int]]) -> list[Shaped[Array, "_ _ *tail"]]:
+    """`joined` the other way round, for pieces of these shapes."""
+    ends = np.cumsum([number * length for number, length in shapes])[:-1]
+    parts = jnp.split(rows, ends)
+    return [part.reshape(*shape, *rows.shape[1:]) for part, shape in zip(parts, shapes, strict=True)]
 
 
 class SASRec(nn.Module):
     """The encoder: `num_blocks` blocks of `num_heads` heads on rows of `width`, up to `max_len` long.
 
+    `compute` is the type of what the products multiply: "float32" or "bfloat16". Weights, residuals, LayerNorm and
+    softmax are float32 either way, and so is the result.
     Raises InputError where a size is below 1 or `num_heads` does not divide `width`.
     """
 
@@ -152,6 +185,7 @@ class SASRec(nn.Module):
     num_heads: int
     width: int
     max_len: int
+    compute: str = "float32"
 
     def __post_init__(self):
         for name in ("num_blocks", "num_heads", "width", "max_len"):
@@ -164,35 +198,39 @@ class SASRec(nn.Module):
     @nn.compact
     def __call__(
         self,
-        embedded: Float[Array, "B L D"],
-        is_item: Bool[Array, "B L"],
+        embedded: Sequence[Float[Array, "_ _ D"]],
+        is_item: Sequence[Bool[Array, "_ _"]],
         dropout_rate: Rate = 0.0,
         dropout_key: PRNGKeyArray | None = None,
         first_row: int = 0,
-    ) -> Float[Array, "B L D"]:
-        """Hidden states from `embedded`, unscaled rows of the item table (0 at pads).
+    ) -> list[Float[Array, "_ _ D"]]:
+        """Hidden states [B, L, D] of each piece of a batch, from `embedded`, rows of the item table (0 at pads).
 
-        Position embeddings are aligned at the right end, so a sequence cut to L < max_len by dropping pads on
-        its left gives the same states. At pads the output is the last LayerNorm's offset. `dropout_rate` may
-        be traced; no dropout is traced where `dropout_key` is None. A piece of a batch that begins at row
-        `first_row` has the dropout that it would have in the whole. Raises InputError where L > max_len.
+        A piece is some sequences of a batch, cut to a length of their own by dropping pads on their left; position
+        embeddings are aligned at the right end, so each sequence gets the states that it has in the padded batch. At
+        pads the output is the last LayerNorm's offset. `dropout_rate` may be traced; no dropout is traced where
+        `dropout_key` is None. Dropout too is that of the padded batch, in which the pieces follow one another from row
+        `first_row` on. Raises InputError where L > max_len.
         """
-        length, width = embedded.shape[1:]
-        if length > self.max_len:
-            raise InputError(f"sequence length is {length}: it must be at most max_len, {self.max_len}")
-        positions = self.param("positions", glorot_uniform(), (self.max_len, self.width))
+        shapes, width = [piece.shape for piece in is_item], self.width
+        longest = max(length for _, length in shapes)
+        if longest > self.max_len:
+            raise InputError(f"sequence length is {longest}: it must be at most max_len, {self.max_len}")
+        positions = self.param("positions", glorot_uniform(), (self.max_len, width))
         num_sites = 1 + 3 * self.num_blocks
-        place = places(first_row, embedded.shape[0], length, self.max_len)
+        rows = np.cumsum([first_row, *(number for number, _ in shapes)]).tolist()
+        place = [places(row, *shape, self.max_len) for row, shape in zip(rows, shapes, strict=False)]
         keys = [None] * num_sites if dropout_key is None else list(jax.random.split(dropout_key, num_sites))
 
-        allowed = is_item[:, None, :] & jnp.tri(length, dtype=bool)[None]
-        x = embedded * math.sqrt(self.width) + positions[None, self.max_len - length:]
-        x = jnp.where(is_item[..., None], dropout(keys[0], x, dropout_rate, place.of_width(width)), 0)
+        valid = joined(is_item)[:, None]
+        placed = [x * math.sqrt(width) + positions[None, self.max_len - x.shape[1]:] for x in embedded]
+        element = joined([numbers.of_width(width) for numbers in place])
+        x = jnp.where(valid, dropout(keys[0], joined(placed), dropout_rate, element), 0)
         for i in range(self.num_blocks):
-            block = Block(self.num_heads, name=f"block_{i}")
-            x = block(x, allowed, dropout_rate, tuple(keys[1 + 3 * i:4 + 3 * i]), place)
-            x = jnp.where(is_item[..., None], x, 0)
-        return LayerNorm(name="final_norm")(x)
+            block = Block(self.num_heads, self.compute, name=f"block_{i}")
+            x = block(x, is_item, dropout_rate, tuple(keys[1 + 3 * i:4 + 3 * i]), place)
+            x = jnp.where(valid, x, 0)
+        return unjoined(LayerNorm(name="final_norm")(x), shapes)
 
 
 def lookup(item_table: Float[Array, "rows D"], item_ids: Int[Array, "*ids"]) -> Float[Array, "*ids D"]:
@@ -209,7 +247,7 @@ def init(key: PRNGKeyArray, model: SASRec, num_items: int) -> dict:
     table_key, encoder_key = jax.random.split(key)
     item_table = glorot_uniform()(table_key, (num_items + 1, model.width)).at[0].set(0.0)
     embedded = jnp.zeros((1, model.max_len, model.width))
-    encoder = model.init(encoder_key, embedded, jnp.ones((1, model.max_len), bool))["params"]
+    encoder = model.init(encoder_key, [embedded], [jnp.ones((1, model.max_len), bool)])["params"]
     return {"item_table": item_table, "encoder": encoder}
 
 
@@ -222,7 +260,7 @@ def encode(
 ) -> Float[Array, "B L D"]:
     """Hidden states of left-padded item ids (0 is the pad)."""
     embedded = lookup(params["item_table"], inputs)
-    return model.apply({"params": params["encoder"]}, embedded, inputs != 0, dropout_rate, dropout_key)
+    return model.apply({"params": params["encoder"]}, [embedded], [inputs != 0], dropout_rate, dropout_key)[0]
 
 
 def lookup_all(item_table: Float[Array, "rows D"], wanted: Sequence[Int[Array, "..."]]) -> list[Float[Array, "..."]]:

@@ -11,7 +11,7 @@ from jaxneg import cohorts
 from jaxneg.errors import InputError
 from jaxneg.samplers import exclude as excluding
 from jaxneg.samplers.base import Proposal, check_counts
-from jaxneg.samplers.draws import bits, integers
+from jaxneg.samplers.draws import hashed_bits, integers
 from jaxneg.types import Batch, Candidates
 
 NUM_COHORTS = len(cohorts.NAMES)
@@ -79,7 +79,7 @@ def cohort(
         room = room_of(tables, batch, num_items)
         shape = (*batch.targets.shape, num_samples)
         upto = jnp.cumsum(choice(tables, batch, room), axis=2)
-        point = (bits(cohort_key, shape) >> 9).astype(jnp.float32) * 2.0**-23 * upto[:, :, -1:]  # in [0, total)
+        point = (hashed_bits(cohort_key, shape) >> 9).astype(jnp.float32) * 2.0**-23 * upto[:, :, -1:]  # in [0, total)
         picked = sum((point >= upto[:, :, c : c + 1]).astype(jnp.int32) for c in range(NUM_COHORTS - 1))
         left, before = (_per_cohort(values, picked) for values in (room.left, room.left_before))
         index = before + integers(item_key, jnp.maximum(left, 1), shape, num_items)

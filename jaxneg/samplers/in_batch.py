@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int, Key, UInt32
 
 from jaxneg.samplers import exclude as excluding
 from jaxneg.samplers.base import Proposal, check_counts, check_scope, normalised
-from jaxneg.samplers.draws import bits, first_permitted
+from jaxneg.samplers.draws import first_permitted, hashed_bits
 from jaxneg.samplers.weighted import outside_mass
 from jaxneg.types import Batch, Candidates
 
@@ -56,7 +56,7 @@ def in_batch(num_items: int, num_samples: int, *, scope: str = "sequence") -> Pr
         shape = (1 if per_batch else num_rows, length if scope == "position" else 1)
         pool, pool_size = pads_last(batch.targets.reshape(-1))
         num_bits = jnp.maximum(bits_for(pool_size), MIN_BITS)
-        round_keys = bits(key, (NUM_ROUNDS + 1, *shape, 1))
+        round_keys = hashed_bits(key, (NUM_ROUNDS + 1, *shape, 1))
         width = 2 * num_samples  # up to half of the places are beyond the pool
 
         def window(done):

@@ -278,7 +278,7 @@ def test_dropout_reaches_every_site(monkeypatch):
     monkeypatch.setattr(sasrec, "dropout", record)
     sasrec.encode(model, params, jnp.asarray(INPUTS), 0.5, jax.random.key(0))
     batch = len(INPUTS)
-    states, weights = (batch, MAX_LEN, WIDTH), (batch, 3, MAX_LEN, MAX_LEN)
+    states, weights = (batch * MAX_LEN, WIDTH), (batch * 3, MAX_LEN, MAX_LEN)
     assert [shape for _, shape in seen] == [states] + 2 * [weights, states, states]
     assert len({key for key, _ in seen}) == len(seen)
 
@@ -288,7 +288,23 @@ def test_a_piece_of_a_batch_has_the_dropout_of_the_whole():
     whole = sasrec.places(0, 5, MAX_LEN, MAX_LEN)
     piece = sasrec.places(2, 3, MAX_LEN - 1, MAX_LEN)
     np.testing.assert_array_equal(piece.of_width(4), whole.of_width(4)[2:, 1:])
-    np.testing.assert_array_equal(piece.of_pairs(2), whole.of_pairs(2)[2:, :, 1:, 1:])
+    pairs = whole.of_pairs(2, 0, MAX_LEN)
+    assert len(np.unique(pairs)) == pairs.size == 5 * 2 * MAX_LEN * MAX_LEN
+    np.testing.assert_array_equal(piece.of_pairs(2, 0, MAX_LEN - 1), pairs[2:, :, 1:, 1:])
+    np.testing.assert_array_equal(whole.of_pairs(2, 2, 5), pairs[:, :, :5, 2:5])
+
+
+def test_attention_in_chunks_is_that_of_the_whole(monkeypatch):
+    """States, gradients and dropout, also where the last chunk is short; pads see whatever they like."""
+    model, params = build(2, 3)
+
+    def loss(params, size):
+        monkeypatch.setattr(sasrec, "QUERY_CHUNK", size)
+        return jnp.sum(jnp.sin(encode(model, params, INPUTS, 0.3, jax.random.key(0))))
+
+    plain, chunked = (jax.value_and_grad(loss)(params, size) for size in (MAX_LEN, 3))
+    for one, other in zip(jax.tree.leaves(plain), jax.tree.leaves(chunked), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
 def test_rates_may_differ_between_vmapped_seeds():
@@ -338,3 +354,20 @@ def test_a_sequence_that_is_too_long_is_named():
     model, params = build()
     with pytest.raises(InputError, match="sequence length is 8: it must be at most max_len, 7"):
         sasrec.encode(model, params, jnp.ones((2, 8), jnp.int32))
+
+
+def test_bfloat16_is_near_and_keeps_float32_weights():
+    """Rounding to 8 bits of mantissa moves a state by some hundredths of its size."""
+    model, params = build(2, 3)
+    half = sasrec.SASRec(2, 3, WIDTH, MAX_LEN, compute="bfloat16")
+    fresh = sasrec.init(jax.random.key(0), half, 20)
+    assert {leaf.dtype for leaf in jax.tree.leaves(fresh)} == {np.dtype("float32")}
+
+    def states(model):
+        return sasrec.encode(model, params, jnp.asarray(INPUTS), 0.3, jax.random.key(1))
+
+    exact, near = states(model), states(half)
+    assert near.dtype == exact.dtype == np.float32
+    at_items = INPUTS > 0
+    difference = np.abs(np.asarray(near - exact))[at_items]
+    assert 1e-4 < difference.max() < 0.1 * np.abs(exact).max()

@@ -86,3 +86,30 @@ def test_bits_for():
 def test_pads_last():
     pool, size = in_batch.pads_last(jnp.array([0, 3, 0, 0, 1, 3, 0]))
     assert pool.tolist() == [3, 1, 3, 0, 0, 0, 0] and int(size) == 3
+
+
+def test_hashed_bits_look_random():
+    """Each bit is even, bits and neighbours are independent, and so are streams of neighbouring and of split keys."""
+    size = 1 << 18
+    keys = [jax.random.key(0), jax.random.key(1), *jax.random.split(jax.random.key(0), 2)]
+    streams = np.stack([np.asarray(draws.hashed_bits(key, (2, size // 2))).ravel() for key in keys])
+    for stream in streams:
+        bytes_ = stream.view(np.uint8)
+        assert stats.chisquare(np.bincount(bytes_, minlength=256)).pvalue > 1e-4
+        one = np.unpackbits(bytes_).reshape(size, 32).astype(float)
+        assert np.abs(one.mean(axis=0) - 0.5).max() < 5 * 0.5 / np.sqrt(size)
+        for lag in (0, 1, 2, 64):  # correlations of all pairs of bits, of a word and of a word further on
+            first, second = (part - 0.5 for part in (one[: size - lag], one[lag:]))
+            correlation = 4 * first.T @ second / (size - lag)
+            np.fill_diagonal(correlation, correlation.diagonal() * (lag > 0))
+            assert np.abs(correlation).max() < 6 / np.sqrt(size)
+        pairs = (stream[:-1] >> 28) * 16 + (stream[1:] >> 28)
+        assert stats.chisquare(np.bincount(pairs[::2], minlength=256)).pvalue > 1e-4
+    for one in range(len(streams)):
+        for other in range(one):
+            distance = np.unpackbits((streams[one] ^ streams[other]).view(np.uint8)).reshape(size, 32).sum(axis=1)
+            expected = stats.binom.pmf(np.arange(33), 32, 0.5) * size
+            kept = expected > 5
+            assert stats.chisquare(np.bincount(distance, minlength=33)[kept],
+                                   expected[kept] * np.isin(distance, np.flatnonzero(kept)).sum() / expected[kept].sum()
+                                   ).pvalue > 1e-4

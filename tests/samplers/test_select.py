@@ -227,3 +227,49 @@ def test_dns_that_keeps_all_is_uniform(loss, form, world):
     values = np.asarray(jax.jit(jax.vmap(lambda key: loss(positive, dns.selector(key, pool_, positive))))(keys))
     error = values.std(axis=0) / np.sqrt(len(keys))
     assert (np.abs(values.mean(axis=0) - np.asarray(whole)) < 4 * error + 1e-6).all()
+
+
+@pytest.mark.parametrize("num_candidates, num_kept", [(100, 50), (100, 16), (128, 127), (128, 128), (33, 20)])
+@pytest.mark.parametrize("kind", ["normal", "ties", "equal", "infinite"])
+def test_threshold_keeps_what_lax_top_k_keeps(num_candidates, num_kept, kind):
+    """The same set, with ties, zeros of both signs, the smallest floats, and masked candidates (-inf)."""
+    rng = np.random.default_rng(num_kept)
+    scores = rng.normal(size=(4, 25, num_candidates)).astype(np.float32)
+    scores[0] *= 1e-39  # subnormal
+    if kind == "ties":
+        scores = np.round(scores)  # with -0.0
+    if kind == "equal":
+        scores[:] = -1.5
+    if kind == "infinite":
+        scores[rng.random(scores.shape) < 0.7] = -np.inf
+        scores[rng.random(scores.shape) < 0.05] = np.inf
+    expected = np.sort(jax.lax.top_k(scores, num_kept)[1], axis=2)
+    np.testing.assert_array_equal(jax.jit(select.above_threshold, static_argnums=1)(scores, num_kept), expected)
+    over_seeds = jax.jit(jax.vmap(lambda one: select.highest(one, num_kept)))(np.stack([scores, -scores]))
+    np.testing.assert_array_equal(np.sort(over_seeds[0], axis=2), expected)
+
+
+@pytest.mark.parametrize("num_masked", [0, 25])
+def test_selectors_that_take_many(num_masked):
+    """Enough for the threshold: masked candidates only where nothing else is left, and one of the valid tops alike."""
+    rng = np.random.default_rng(4)
+    mask = np.ones((2, 1, 40), bool)
+    mask[..., rng.permutation(40)[:num_masked]] = False
+    ids = np.broadcast_to(np.arange(1, 41, dtype=np.int32), mask.shape)
+    scores = rng.normal(size=(2, 3, 40)).astype(np.float32)
+    negatives = Negatives(*map(jnp.asarray, (ids, scores, np.zeros(mask.shape, np.float32), mask)))
+    kept = jax.jit(select.top_k(20))(KEY, negatives)
+    ranked = np.where(mask, scores, -np.inf)
+    right = np.zeros(scores.shape, bool)
+    np.put_along_axis(right, np.argsort(-ranked, axis=2, kind="stable")[..., :20], True, axis=2)
+    for place in np.ndindex(2, 3):
+        np.testing.assert_array_equal(np.sort(kept.item_ids[place]), np.flatnonzero(right[place]) + 1)
+    assert (kept.mask.sum(axis=2) == min(20, 40 - num_masked)).all()
+    keys = jax.random.split(jax.random.key(1), 3000)
+    one = jax.jit(jax.vmap(lambda key: select.random_of_top(20)(key, negatives)))(keys)
+    assert np.asarray(one.mask).all()
+    possible = right & mask
+    for place in np.ndindex(2, 3):
+        observed = np.bincount(np.asarray(one.item_ids)[(slice(None), *place, 0)], minlength=41)[1:]
+        assert (observed[~possible[place]] == 0).all()
+        assert stats.chisquare(observed[possible[place]]).pvalue > 1e-4
