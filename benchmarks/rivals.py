@@ -42,18 +42,18 @@ class Contender(NamedTuple):
     package: str
     own: dict[str, Any]
     what: str  # timed: training; recommending
-    recommends: bool = True  # False for a variant that differs in training only
+    variant: bool = False  # of a library's main contender; it differs in training only
 
 
 JAXNEG = "jaxneg"
 MOST_OTHERS = 0.1  # share of the machine that other work may take in a turn
 CONTENDERS = {
     JAXNEG: Contender("jaxneg", "jax", {"scope": "sequence"}, "run_steps; encode_histories, count_recommended"),
-    "jaxneg, per position": Contender("jaxneg", "jax", {"scope": "position"}, "the same", False),
-    "jaxneg, per batch": Contender("jaxneg", "jax", {"scope": "batch"}, "the same", False),
+    "jaxneg, per position": Contender("jaxneg", "jax", {"scope": "position"}, "the same", True),
+    "jaxneg, per batch": Contender("jaxneg", "jax", {"scope": "batch"}, "the same", True),
     "RecTools": Contender("rectools", "rectools", {}, "SASRecModel.fit; SASRecModel.recommend, a frame of ids"),
     "RePlay": Contender("replay", "replay-rec", {"buckets": False}, "Trainer.fit; Trainer.predict, top-items callback"),
-    "RePlay, length buckets": Contender("replay", "replay-rec", {"buckets": True}, "the same", False),
+    "RePlay, length buckets": Contender("replay", "replay-rec", {"buckets": True}, "the same", True),
     "RecBole": Contender("recbole", "recbole", {}, "Trainer.fit; Trainer.evaluate, with one metric"),
 }
 # (contender, length, negatives) that are not tried, and why.
@@ -180,7 +180,7 @@ def compare(names: list[str], pythons: dict[str, str], settings: dict, recommend
         take_turns(set_up, [name])
     hold_rounds(f"train {options.seconds}", "training", list(alive))
     if recommend:
-        recommenders = [name for name in alive if CONTENDERS[name].recommends]
+        recommenders = [name for name in alive if not CONTENDERS[name].variant]
         take_turns(lambda child, row: child.ask("evaluate"), recommenders)  # compiles
         hold_rounds("evaluate", "evaluation", recommenders)
     for child in alive.values():
@@ -237,6 +237,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=2.0, help="of training in a turn, and one step at least")
     parser.add_argument("--warm_up", type=int, default=5, help="steps before the first turn")
+    parser.add_argument("--no_variants", action="store_true", help="each library once, as it comes")
     parser.add_argument("--pause", action="store_true", help="wait for Enter before each set of timed turns")
     options = parser.parse_args(arguments)
     known = {contender.library for contender in CONTENDERS.values()}
@@ -253,11 +254,13 @@ def main():
     chosen, missing = {}, set()
     for name, contender in CONTENDERS.items():
         python = pythons.get(contender.library, sys.executable)
-        if contender.library not in wanted | missing:
+        if contender.library not in wanted or contender.library in missing:
+            continue
+        if contender.variant and options.no_variants:
             continue
         if installed(python, contender.package):
             chosen[name] = python
-        elif contender.library not in missing:
+        else:
             missing.add(contender.library)
             print(f"{contender.library}: not installed, left out (see rivals/{contender.library}.txt)")
     results = []
