@@ -42,17 +42,18 @@ class Contender(NamedTuple):
     package: str
     own: dict[str, Any]
     what: str  # timed: training; recommending
-    recommends: bool = True  # False for a variant that differs in training only
+    variant: bool = False  # of a library's main contender; it differs in training only
 
 
 JAXNEG = "jaxneg"
 MOST_OTHERS = 0.1  # share of the machine that other work may take in a turn
 CONTENDERS = {
     JAXNEG: Contender("jaxneg", "jax", {"scope": "sequence"}, "run_steps; encode_histories, count_recommended"),
-    "jaxneg, per position": Contender("jaxneg", "jax", {"scope": "position"}, "the same", False),
+    "jaxneg, per position": Contender("jaxneg", "jax", {"scope": "position"}, "the same", True),
+    "jaxneg, per batch": Contender("jaxneg", "jax", {"scope": "batch"}, "the same", True),
     "RecTools": Contender("rectools", "rectools", {}, "SASRecModel.fit; SASRecModel.recommend, a frame of ids"),
     "RePlay": Contender("replay", "replay-rec", {"buckets": False}, "Trainer.fit; Trainer.predict, top-items callback"),
-    "RePlay, length buckets": Contender("replay", "replay-rec", {"buckets": True}, "the same", False),
+    "RePlay, length buckets": Contender("replay", "replay-rec", {"buckets": True}, "the same", True),
     "RecBole": Contender("recbole", "recbole", {}, "Trainer.fit; Trainer.evaluate, with one metric"),
 }
 # (contender, length, negatives) that are not tried, and why.
@@ -158,9 +159,14 @@ def compare(names: list[str], pythons: dict[str, str], settings: dict, recommend
         def unrest(answers):
             return max(answer["others"] for answer in answers.values())
 
+        if options.pause:
+            print("all are ready: Enter begins the timed turns", file=sys.stderr, flush=True)
+            sys.stdin.readline()
         while len(tried) < 2 * options.rounds and sum(unrest(one) <= MOST_OTHERS for one in tried) < options.rounds:
             tried.append({})
             take_turns(take, [name for name in who if name in alive])
+        if options.pause:
+            print("timed: the machine may be used again", file=sys.stderr, flush=True)
         calm = sorted(range(len(tried)), key=lambda index: unrest(tried[index]))[: options.rounds]
         for name in [name for name in who if name in alive]:
             found[name][kind] = [tried[index][name] for index in sorted(calm)]
@@ -172,16 +178,11 @@ def compare(names: list[str], pythons: dict[str, str], settings: dict, recommend
         alive[name] = Child(name, pythons[name], settings, folder / f"{name}.log")
         found[name] = {"name": name, "training": [], "evaluation": []}
         take_turns(set_up, [name])
-    if options.pause:
-        print("all are ready: Enter begins the timed turns", file=sys.stderr, flush=True)
-        sys.stdin.readline()
     hold_rounds(f"train {options.seconds}", "training", list(alive))
     if recommend:
-        recommenders = [name for name in alive if CONTENDERS[name].recommends]
+        recommenders = [name for name in alive if not CONTENDERS[name].variant]
         take_turns(lambda child, row: child.ask("evaluate"), recommenders)  # compiles
         hold_rounds("evaluate", "evaluation", recommenders)
-    if options.pause:
-        print("timed: the machine may be used again", file=sys.stderr, flush=True)
     for child in alive.values():
         child.end()
     for name, row in found.items():
@@ -236,7 +237,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=2.0, help="of training in a turn, and one step at least")
     parser.add_argument("--warm_up", type=int, default=5, help="steps before the first turn")
-    parser.add_argument("--pause", action="store_true", help="wait for Enter before the timed turns of each setting")
+    parser.add_argument("--no_variants", action="store_true", help="each library once, as it comes")
+    parser.add_argument("--pause", action="store_true", help="wait for Enter before each set of timed turns")
     options = parser.parse_args(arguments)
     known = {contender.library for contender in CONTENDERS.values()}
     named = [text.split("=", 1)[0] for text in options.python if "=" in text] + options.libraries
@@ -252,11 +254,13 @@ def main():
     chosen, missing = {}, set()
     for name, contender in CONTENDERS.items():
         python = pythons.get(contender.library, sys.executable)
-        if contender.library not in wanted | missing:
+        if contender.library not in wanted or contender.library in missing:
+            continue
+        if contender.variant and options.no_variants:
             continue
         if installed(python, contender.package):
             chosen[name] = python
-        elif contender.library not in missing:
+        else:
             missing.add(contender.library)
             print(f"{contender.library}: not installed, left out (see rivals/{contender.library}.txt)")
     results = []

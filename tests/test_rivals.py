@@ -33,22 +33,18 @@ def test_without_the_other_libraries_jaxneg_is_measured_alone(tmp_path):
     synthetic.generate(6_000, 300, 200, seed=0).rename(columns=columns).to_parquet(file)
     nobody = [f"--python={name}=no/such/python" for name in ("rectools", "replay", "recbole")]
     command = [sys.executable, BENCHMARKS / "rivals.py", f"--data={file}", *nobody, "--lengths=8", "--negatives=3",
-               "--rounds=1", "--seconds=0.01", "--warm_up=1"]  # fmt: skip
+               "--rounds=1", "--seconds=0.01", "--warm_up=1", "--no_variants"]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     for name in ("rectools", "replay", "recbole"):
         assert f"{name}: not installed, left out (see rivals/{name}.txt)" in done.stdout
     lines = [line for line in done.stdout.splitlines() if line.startswith("| 8 |")]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    training, recommending = rows[:2], rows[2:]
-    assert [row[2:4] for row in training] == [
-        ["jaxneg", "per sequence: 128 x 1 x 3"],
-        ["jaxneg, per position", "per position: 128 x 8 x 3"],
-    ]
-    for row in training:
-        assert float(row[4].replace(",", "")) > 0
-        assert 0 < float(row[6].split(",")[0]) < 2
-    assert [row[1] for row in recommending] == ["jaxneg"] and float(recommending[0][2].replace(",", "")) > 0
+    training, recommending = rows
+    assert training[2:4] == ["jaxneg", "per sequence: 128 x 1 x 3"]
+    assert float(training[4].replace(",", "")) > 0
+    assert 0 < float(training[6].split(",")[0]) < 2
+    assert recommending[1] == "jaxneg" and float(recommending[2].replace(",", "")) > 0
 
 
 def test_a_turn_holds_whole_steps_and_at_least_the_asked_seconds():

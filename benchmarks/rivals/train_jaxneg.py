@@ -43,9 +43,10 @@ def main():
     plan = plan_lib.on_devices(plan_lib.make_plan(config, pathlib.Path(settings["folder"]), prepared, range(1)))
     keys = parallel.seed_keys(plan.layout, 0)
     state = plan.programs.init(keys, parallel.repeat(plan.layout, plan.hyper))
-    columns = 1 if settings["scope"] == "sequence" else settings["length"]
-    shape = [settings["batch"], columns, settings["negatives"]]
-    turns.describe(["jax", "jaxlib", "flax", "numpy"], shape, f"per {settings['scope']}")
+    rows = 1 if settings["scope"] == "batch" else settings["batch"]
+    columns = settings["length"] if settings["scope"] == "position" else 1
+    turns.describe(["jax", "jaxlib", "flax", "numpy"], [rows, columns, settings["negatives"]],
+                   f"per {settings['scope']}")  # fmt: skip
 
     def advance(count, state):
         """The state after `count` steps, and the sum of their losses; waits for the device, as a run does."""
