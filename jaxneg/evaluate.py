@@ -2,7 +2,8 @@
 
 Ranks are found by counting the items that score above (or as high as) the target, so nothing of the
 catalogue's size is sorted. All functions are pure; they work under jit and, for several seeds at once, under
-vmap over `hidden` and `item_table`. The scores' products run at full float32 precision on every backend.
+vmap over `hidden` and `item_table`. Where the item table is split over devices, each ranks its own items, and only
+the targets' rows, counts and first items travel. The scores' products run at full float32 precision on every backend.
 """
 
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from jaxneg import sharded
 from jaxneg.types import EvalCases
 
 ITEM_MULTIPLE = 128  # item chunks are whole vector registers (or tiles), so no column is rounded differently
@@ -43,31 +45,38 @@ def choose_chunks(num_items: int, width: int, num_seeds: int = 1, memory_bytes: 
 
 def encode_histories(
     encode: Callable[[Int[Array, "q L"]], Float[Array, "q L D"]],
-    items: Int[Array, "T"],
+    items: sharded.Table,
     history_start: Int[Array, "Q"],
     history_end: Int[Array, "Q"],
     *,
     max_len: int,
     chunk_size: int,
 ) -> Float[Array, "Q D"]:
-    """Hidden state after each history, the last `max_len` items of items[start:end], left-padded with 0."""
+    """Hidden state after each history, the last `max_len` items of items[start:end], left-padded with 0.
+
+    Where `items` [T] is split over devices, each has histories of its own, and as many as the others.
+    """
 
     def encode_chunk(window):
         start, end = window
         rows = end[:, None] - max_len + jnp.arange(max_len)[None, :]
-        inputs = jnp.where(rows >= start[:, None], items[jnp.maximum(rows, 0)], 0)
+        inputs = jnp.where(rows >= start[:, None], _items_at(items, jnp.maximum(rows, 0)), 0)
         return encode(inputs)[:, -1]
 
     return _map_chunks(encode_chunk, (history_start, history_end), chunk_size)
 
 
+def _items_at(items: sharded.Table, rows: Int[Array, "n m"]) -> Int[Array, "n m"]:
+    return sharded.take_each(items, rows.reshape(-1)).reshape(rows.shape)
+
+
 def rank_cases(
     hidden: Float[Array, "Q D"],
-    item_table: Float[Array, "V+1 D"],
+    item_table: sharded.Table,
     cases: EvalCases,
     *,
     chunks: Chunks,
-    seen: Int[Array, "T"] | None = None,
+    seen: sharded.Table | None = None,
     max_seen: int = 0,
 ) -> tuple[Int[Array, "C"], Int[Array, "C"]]:
     """How many items score above each case's target, and how many OTHER items score exactly as high.
@@ -98,12 +107,13 @@ def rank_cases(
             own = _own_scores(scores, targets - tiles.start[tile])
             return above - (own > target_scores), tied - (own == target_scores)
 
-        if tiles.number == 1:
+        if tiles.number == 1 and not isinstance(tiles.table, sharded.Sharded):
             scores = _scores(states, _tile_rows(tiles, 0))
             target_scores = _own_scores(scores, targets - tiles.start[0])
             num_above, num_tied = count(scores, 0, target_scores)
         else:
             target_scores, num_above, num_tied = _scan_tiles(tiles, states, targets, count)
+            num_above, num_tied = (sharded.total(tiles.table, counts) for counts in (num_above, num_tied))
         return jnp.where(jnp.isnan(target_scores), tiles.num_items - 1, num_above), num_tied
 
     case_chunk = min(chunks.case_chunk, tiles.size)  # _scan_tiles needs a column for each case
@@ -121,13 +131,14 @@ def _scan_tiles(tiles, states, targets, count):
         target_scores, num_above, num_tied = carry
         tile = jnp.maximum(index - 1, 0)
         rows = _tile_rows(tiles, tile)
-        rows = lax.cond(index == 0, lambda: rows.at[: targets.shape[0]].set(tiles.table[targets]), lambda: rows)
+        rows = lax.cond(index == 0, lambda: rows.at[: targets.shape[0]].set(target_rows), lambda: rows)
         scores = _scores(states, rows)
         target_scores = jnp.where(index == 0, jnp.diagonal(scores), target_scores)
         above, tied = count(scores, tile, target_scores)
         counts = index > 0
         return (target_scores, num_above + counts * above, num_tied + counts * tied), None
 
+    target_rows = sharded.take(tiles.table, targets)
     zeros = jnp.zeros(targets.shape, jnp.int32)
     start = (jnp.zeros(targets.shape, states.dtype), zeros, zeros)
     return lax.scan(step, start, jnp.arange(tiles.number + 1))[0]
@@ -135,16 +146,17 @@ def _scan_tiles(tiles, states, targets, count):
 
 def count_recommended(
     hidden: Float[Array, "Q D"],
-    item_table: Float[Array, "V+1 D"],
+    item_table: sharded.Table,
     ks: tuple[int, ...],
     *,
     chunks: Chunks,
     cases: EvalCases | None = None,
-    seen: Int[Array, "T"] | None = None,
+    seen: sharded.Table | None = None,
     max_seen: int = 0,
-) -> Int[Array, "K V+1"]:
+) -> Int[Array, "K rows"]:
     """How many of the Q histories have each item among their first k, for each k of `ks` (ascending).
 
+    One column for each row of the item table that this device holds.
     Items with equal scores are taken in the order of their ids. A history recommends fewer than k items where
     fewer are left, or where scores are not numbers. With `seen` (then `cases` too; see `rank_cases`), the
     items of a history are not recommended.
@@ -155,6 +167,7 @@ def count_recommended(
     tiles = _tile_items(item_table, chunks.item_chunk)
     num_histories = hidden.shape[0]
     max_k = min(ks[-1], tiles.num_items)
+    num_rows = sharded.own(item_table).shape[0]
     first_k = jnp.asarray(np.searchsorted(ks, np.arange(max_k), side="right"))  # a place counts from here on
 
     def recommend(histories):
@@ -169,20 +182,22 @@ def count_recommended(
             values, columns = _top_k(scores, min(max_k, tiles.size))
             values = jnp.concatenate([best[0], values], axis=1)
             ids = jnp.concatenate([best[1], tiles.start[tile] + columns], axis=1)
-            values, places = lax.top_k(values, max_k)
-            return (values, jnp.take_along_axis(ids, places, axis=1)), None
+            return _highest(values, ids, max_k), None
 
         shape = (histories.shape[0], max_k)
         start = (jnp.full(shape, -jnp.inf, hidden.dtype), jnp.zeros(shape, jnp.int32))
-        return lax.scan(step, start, jnp.arange(tiles.number))[0]
+        best = lax.scan(step, start, jnp.arange(tiles.number))[0]
+        if isinstance(item_table, sharded.Sharded):  # those of the first device come first, as their ids are the lowest
+            best = _highest(*(lax.all_gather(part, item_table.axis, axis=1, tiled=True) for part in best), max_k)
+        return best
 
     def add(exposure, histories):
         values, ids = recommend(jnp.minimum(histories, num_histories - 1))
         counts = (values > -jnp.inf) & (histories < num_histories)[:, None]
         rows = jnp.broadcast_to(first_k[None, :], ids.shape)
-        return exposure.at[rows, ids].add(counts.astype(jnp.int32)), None
+        return exposure.at[rows, sharded.place(item_table, ids)].add(counts.astype(jnp.int32), mode="drop"), None
 
-    exposure = jnp.zeros((len(ks), tiles.num_items + 1), jnp.int32)
+    exposure = jnp.zeros((len(ks), num_rows), jnp.int32)
     if num_histories == 0:
         return exposure
     size = min(chunks.case_chunk, num_histories)
@@ -200,34 +215,47 @@ def baseline_table(counts: Int[np.ndarray, "V+1"]) -> Float[np.ndarray, "V+1 1"]
 
 
 class _Tiles(NamedTuple):
-    """The catalogue cut in tiles of one size; the last one reaches back over ids that others have."""
+    """What this device holds of the catalogue, cut in tiles of one size; the last one reaches back over earlier ids."""
 
-    table: Float[Array, "rows D"]  # padded with NaN if there are fewer items than one tile has columns
+    table: sharded.Table
+    rows: Float[Array, "rows D"]  # those of this device; NaN behind them if they are fewer than one tile has columns
     start: Int[Array, "tiles"]  # id of each tile's first column
-    first_new: Int[Array, "tiles"]  # the first id of the tile that no earlier tile has
+    first_row: Int[Array, "tiles"]  # and its row
+    first_new: Int[Array, "tiles"]  # the first row of the tile that no earlier tile has
     number: int
     size: int
     num_items: int
 
 
 def _tile_items(item_table, item_chunk: int) -> _Tiles:
-    item_table, num_items = jnp.asarray(item_table), item_table.shape[0] - 1
-    size = _round_up(min(item_chunk, num_items), ITEM_MULTIPLE)
-    number = -(-num_items // size)
+    is_split = isinstance(item_table, sharded.Sharded)
+    rows, num_items = jnp.asarray(sharded.own(item_table)), sharded.length(item_table) - 1
+    pad_rows = 0 if is_split else 1  # a whole table begins with the pad
+    num_own = rows.shape[0] - pad_rows
+    size = _round_up(min(item_chunk, num_own), ITEM_MULTIPLE)
+    number = -(-num_own // size)
+    table = item_table
     if number == 1:
-        item_table = jnp.pad(item_table, ((0, size - num_items), (0, 0)), constant_values=jnp.nan)
-    first_new = 1 + size * np.arange(number)
-    start = np.minimum(first_new, item_table.shape[0] - size)
-    return _Tiles(item_table, jnp.asarray(start), jnp.asarray(first_new), number, size, num_items)
+        rows = jnp.pad(rows, ((0, size - num_own), (0, 0)), constant_values=jnp.nan)
+        table = item_table if is_split else rows
+    first_new = pad_rows + size * np.arange(number)
+    first_row = np.minimum(first_new, rows.shape[0] - size)
+    start = sharded.first(item_table) + jnp.asarray(first_row)
+    return _Tiles(table, rows, start, jnp.asarray(first_row), jnp.asarray(first_new), number, size, num_items)
 
 
 def _tile_rows(tiles: _Tiles, tile) -> Float[Array, "n D"]:
     """The tile's rows of the item table. NaN where a column must not count: it compares neither above nor equal."""
-    if tiles.number == 1:
-        return tiles.table[1:]
-    rows = lax.dynamic_slice_in_dim(tiles.table, tiles.start[tile], tiles.size)
-    repeated = tiles.start[tile] + jnp.arange(tiles.size) < tiles.first_new[tile]
-    return jnp.where(repeated[:, None], jnp.nan, rows)
+    is_split = isinstance(tiles.table, sharded.Sharded)
+    if tiles.number == 1 and not is_split:
+        return tiles.rows[1:]
+    column = jnp.arange(tiles.size)
+    left_out = tiles.first_row[tile] + column < tiles.first_new[tile]
+    if is_split:  # one device holds the pad, and the last ones rows beyond the catalogue
+        item_id = tiles.start[tile] + column
+        left_out = left_out | (item_id < 1) | (item_id > tiles.num_items)
+    rows = lax.dynamic_slice_in_dim(tiles.rows, tiles.first_row[tile], tiles.size)
+    return jnp.where(left_out[:, None], jnp.nan, rows)
 
 
 def _scores(states: Float[Array, "c D"], rows: Float[Array, "n D"]) -> Float[Array, "c n"]:
@@ -253,7 +281,7 @@ def _seen_ids(cases: EvalCases, histories, seen, max_seen: int) -> Int[Array, "c
     """The items of each history, padded with 0."""
     start, end = cases.history_start[histories], cases.history_end[histories]
     rows = start[:, None] + jnp.arange(max_seen)[None, :]
-    return jnp.where(rows < end[:, None], seen[jnp.minimum(rows, seen.shape[0] - 1)], 0)
+    return jnp.where(rows < end[:, None], _items_at(seen, rows), 0)
 
 
 def _erase(scores: Float[Array, "c n"], ids: Int[Array, "c H"], first_id) -> Float[Array, "c n"]:
@@ -263,6 +291,12 @@ def _erase(scores: Float[Array, "c n"], ids: Int[Array, "c H"], first_id) -> Flo
     columns = jnp.where(inside, ids - first_id, size)
     rows = jnp.broadcast_to(jnp.arange(ids.shape[0])[:, None], ids.shape)
     return scores.at[rows, columns].set(jnp.nan, mode="drop")
+
+
+def _highest(values: Float[Array, "q n"], ids: Int[Array, "q n"], k: int):
+    """The k highest values with their ids, the first of equal ones first."""
+    values, places = lax.top_k(values, k)
+    return values, jnp.take_along_axis(ids, places, axis=1)
 
 
 def _top_k(scores: Float[Array, "q n"], k: int):

@@ -15,6 +15,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Int
 
+from jaxneg import sharded
+
 
 def adam(
     b1: float = 0.9, b2: float = 0.98, eps: float = 1e-8, tensorflow_epsilon: bool = False
@@ -69,28 +71,35 @@ class SparseState(NamedTuple):
     """What the sparse form keeps beside its item table, which holds its own moments: [V + 1, 3 D]."""
 
     encoder: optax.ScaleByAdamState
-    slot: Int[Array, "V+1"]  # by item: scratch space to find repeated items; what it holds has no meaning later
+    slot: sharded.Table  # [V + 1], by item: scratch space to find repeated items; what it holds has no meaning later
 
 
 class Place(NamedTuple):
     """Where borrowed rows belong."""
 
-    item: Int[Array, "n"]  # the row to write to; beyond V for a repeated item and for the pad: not at all
-    slot: Int[Array, "V+1"]
+    item: Int[Array, "n"]  # where this device holds the row to write; beyond its rows for one that it does not hold,
+    #                        for a repeated item and for the pad: not at all
+    slot: sharded.Table
 
 
-def keep_sparse(params: dict, opt_state: optax.ScaleByAdamState) -> tuple[dict, SparseState]:
-    """Value and both moments of an item side by side, so that one gather and one scatter move all three."""
+def keep_sparse(
+    params: dict, opt_state: optax.ScaleByAdamState, split: Callable = lambda table: table
+) -> tuple[dict, SparseState]:
+    """Value and both moments of an item side by side, so that one gather and one scatter move all three.
+
+    `split` takes a table to what the devices of a mesh hold of it (see `jaxneg.sharded`).
+    """
     parts = [tree["item_table"] for tree in (params, opt_state.mu, opt_state.nu)]
     encoder = opt_state._replace(mu={"encoder": opt_state.mu["encoder"]}, nu={"encoder": opt_state.nu["encoder"]})
     slot = jnp.zeros(len(parts[0]), jnp.int32)
-    return params | {"item_table": jnp.concatenate(parts, axis=1)}, SparseState(encoder, slot)
+    return params | {"item_table": split(jnp.concatenate(parts, axis=1))}, SparseState(encoder, split(slot))
 
 
 def sparse_weights(params: dict) -> dict:
     """The plain weights, without moments: a copy of a third of the table."""
     packed = params["item_table"]
-    return params | {"item_table": packed[..., : packed.shape[-1] // 3]}
+    own = sharded.own(packed)
+    return params | {"item_table": sharded.replace(packed, own[..., : own.shape[-1] // 3])}
 
 
 def borrow_sparse(params: dict, opt_state: SparseState, item_ids: Sequence[Int[Array, "..."]]) -> Borrowed:
@@ -102,31 +111,39 @@ def borrow_sparse(params: dict, opt_state: SparseState, item_ids: Sequence[Int[A
     packed = params["item_table"]
     wanted = jnp.concatenate([jnp.zeros(1, jnp.int32), *(ids.reshape(-1) for ids in item_ids)])
     number = jnp.arange(len(wanted), dtype=jnp.int32)
-    slot = opt_state.slot.at[wanted].set(number)  # of an item's places one wins, no matter which
-    row = jnp.where(wanted == 0, 0, slot[wanted])
+    slot, there = opt_state.slot, sharded.place(packed, wanted)
+    slot = sharded.replace(slot, sharded.own(slot).at[there].set(number, mode="drop"))  # of an item's places one wins
+    row = jnp.where(wanted == 0, 0, sharded.take(slot, wanted))
     is_used = row == number
-    rows = jnp.take(packed, jnp.where(is_used, wanted, 0), axis=0, mode="clip")
-    value, mu, nu = jnp.split(rows, 3, axis=1)
+    value, mu, nu = jnp.split(sharded.held(packed, jnp.where(is_used, wanted, 0)), 3, axis=1)
+    value = sharded.total(packed, value)  # the moments stay: only the device that holds a row writes it
     encoder = opt_state.encoder
     state = encoder._replace(mu=encoder.mu | {"item_table": mu}, nu=encoder.nu | {"item_table": nu})
-    place = Place(jnp.where(is_used & (wanted > 0), wanted, len(packed) + number), slot)
+    num_rows = len(sharded.own(packed))
+    place = Place(jnp.where(is_used & (wanted > 0) & (there < num_rows), there, num_rows + number), slot)
     return Borrowed(params | {"item_table": value}, state, split_like(row[1:], item_ids), place)
 
 
 def give_back_sparse(params: dict, opt_state: SparseState, borrowed: Borrowed) -> tuple[dict, SparseState]:
     """Writes the borrowed rows into the table, in place where its buffer may be reused."""
     parts = [tree["item_table"] for tree in (borrowed.params, borrowed.opt_state.mu, borrowed.opt_state.nu)]
-    packed = params["item_table"].at[borrowed.place.item].set(
+    packed = params["item_table"]
+    written = sharded.own(packed).at[borrowed.place.item].set(
         jnp.concatenate(parts, axis=1), mode="drop", unique_indices=True)
     mu, nu = ({"encoder": tree["encoder"]} for tree in (borrowed.opt_state.mu, borrowed.opt_state.nu))
     encoder = borrowed.opt_state._replace(mu=mu, nu=nu)
-    return borrowed.params | {"item_table": packed}, SparseState(encoder, borrowed.place.slot)
+    return borrowed.params | {"item_table": sharded.replace(packed, written)}, SparseState(encoder, borrowed.place.slot)
 
 
 def split_like(flat: Array, arrays: Sequence[Array]) -> list[Array]:
     """`flat` cut into pieces of the arrays' shapes, in their order."""
     ends = np.cumsum([array.size for array in arrays])[:-1]
     return [part.reshape(array.shape) for part, array in zip(jnp.split(flat, ends), arrays, strict=True)]
+
+
+def sparse_over(split: Callable) -> ItemTable:
+    """The sparse form of a table that is split over devices; `split` is `keep_sparse`'s."""
+    return SPARSE._replace(keep=lambda params, opt_state: keep_sparse(params, opt_state, split))
 
 
 SPARSE = ItemTable(keep_sparse, sparse_weights, borrow_sparse, give_back_sparse)

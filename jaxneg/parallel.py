@@ -1,9 +1,13 @@
 """The one place that knows of several seeds and several devices.
 
-Seeds are independent runs of one program: a vmap over seeds on each device, sharded over the devices by the
-mesh axis "seed", with nothing to say to each other. Everywhere else a function is written for a single seed.
+The devices of a run are a mesh with three axes. Seeds are independent runs of one program: a vmap over seeds on each
+device, spread over the axis "seed", with nothing to say to each other. The devices of one seed share its batches; the
+axis "data" also splits the training data's rows among them, and the axis "model" those of the item table, its moments
+and the samplers' tables (see `jaxneg.sharded`). Everywhere else a function is written for a single seed, and for what
+one device holds.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -12,8 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxneg.errors import InputError
+from jaxneg.sharded import Sharded
+from jaxneg.train import WHOLE, Part
+
 SEED = PartitionSpec("seed")
 SHARED = PartitionSpec()
+DATA = PartitionSpec("data")
+OF_A_SEED = ("data", "model")  # the axes of the devices that share a seed
 
 # On CPU, XLA hands small products and reductions to YNNPACK, which here takes a fifth longer than XLA's own code.
 COMPILER_OPTIONS = {"cpu": {"xla_cpu_experimental_ynn_fusion_type": ""}}
@@ -28,14 +38,76 @@ class Layout(NamedTuple):
 
     @property
     def seeds_per_device(self) -> int:
-        return self.num_rows // self.mesh.size
+        return self.num_rows // self.mesh.shape["seed"]
+
+    @property
+    def devices_per_seed(self) -> int:
+        return math.prod(self.mesh.shape[axis] for axis in OF_A_SEED)
 
 
-def seed_layout(num_seeds: int, devices: Sequence[jax.Device] | None = None) -> Layout:
-    """Spreads the seeds over as many of the devices (default: all local ones) as there are seeds."""
-    devices = (jax.local_devices() if devices is None else list(devices))[:num_seeds]
-    num_rows = -(-num_seeds // len(devices)) * len(devices)
-    return Layout(Mesh(np.array(devices), ("seed",)), num_seeds, num_rows)
+def seed_layout(
+    num_seeds: int, devices: Sequence[jax.Device] | None = None, *, data: int = 1, model: int = 1
+) -> Layout:
+    """Spreads the seeds over as many groups of `data` x `model` devices (default: all there are) as there are seeds.
+
+    Raises InputError where the devices do not suffice for one group.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    if data * model > len(devices):
+        there = f"{len(devices)} device{'s are' if len(devices) > 1 else ' is'}"
+        raise InputError(f"config.mesh.data={data} times config.mesh.model={model} needs {data * model} devices, and "
+                         f"{there} there")  # fmt: skip
+    groups = min(len(devices) // (data * model), num_seeds)
+    num_rows = -(-num_seeds // groups) * groups
+    mesh = Mesh(np.array(devices[: groups * data * model]).reshape(groups, data, model), ("seed", *OF_A_SEED))
+    return Layout(mesh, num_seeds, num_rows)
+
+
+def part_of_batch(layout: Layout) -> Part:
+    """What of a batch each of a seed's devices works on: every n-th row, so that all have as many long sequences.
+
+    For use inside of a program of `over_devices`.
+    """
+    number = layout.devices_per_seed
+    if number == 1:
+        return WHOLE
+
+    def own(rows):
+        mine = jax.lax.axis_index(OF_A_SEED)
+        return jax.lax.dynamic_index_in_dim(rows.reshape(-1, number, *rows.shape[1:]), mine, axis=1, keepdims=False)
+
+    return Part(number, own, lambda tree: jax.lax.psum(tree, OF_A_SEED))
+
+
+def split(layout: Layout, axis: str, table: Any) -> Any:
+    """A table [n, ...], its rows (and as many zeros as make them even) to be split over a mesh axis of several devices.
+
+    With one device on the axis it is the table itself.
+    """
+    number = layout.mesh.shape[axis]
+    if number == 1:
+        return table
+    missing = -len(table) % number
+    pad = np.pad if isinstance(table, np.ndarray) else jnp.pad
+    rows = pad(table, [(0, missing)] + [(0, 0)] * (table.ndim - 1)) if missing else table
+    return Sharded(rows, len(table), axis)
+
+
+def specs(tree: Any, first: PartitionSpec = SHARED) -> Any:
+    """How each array of a tree lies on the mesh: its first axes by `first`, and the rows of a `Sharded` by its axis."""
+    def spec(leaf):
+        return PartitionSpec(*first, leaf.axis) if isinstance(leaf, Sharded) else first
+
+    return jax.tree.map(spec, tree, is_leaf=_is_sharded)
+
+
+def put(layout: Layout, tree: Any, first: PartitionSpec = SHARED) -> Any:
+    """A tree onto the devices, as `specs` says. Each device is sent its own rows only."""
+    def placed(spec, part):
+        sharding = NamedSharding(layout.mesh, spec)
+        return jax.tree.map(lambda x: jax.device_put(x, sharding), part)
+
+    return jax.tree.map(placed, specs(tree, first), tree, is_leaf=_is_spec)
 
 
 def seed_keys(layout: Layout, root: int, first: int = 0) -> jax.Array:
@@ -46,12 +118,12 @@ def seed_keys(layout: Layout, root: int, first: int = 0) -> jax.Array:
 
 def put_per_seed(layout: Layout, tree: Any) -> Any:
     """Arrays [num_rows, ...] onto the devices, each device its seeds' rows."""
-    return jax.device_put(tree, NamedSharding(layout.mesh, SEED))
+    return put(layout, tree, SEED)
 
 
 def put_shared(layout: Layout, tree: Any) -> Any:
-    """The same arrays onto every device."""
-    return jax.device_put(tree, NamedSharding(layout.mesh, SHARED))
+    """The same arrays for all seeds, whole onto every device unless they are `Sharded`."""
+    return put(layout, tree)
 
 
 def repeat(layout: Layout, tree: Any) -> Any:
@@ -61,26 +133,64 @@ def repeat(layout: Layout, tree: Any) -> Any:
 
 
 def take(layout: Layout, tree: Any) -> Any:
-    """The seeds' own rows, [num_seeds, ...], without those that only fill up."""
-    return jax.tree.map(lambda x: x[: layout.num_seeds], tree)
+    """The seeds' own rows, [num_seeds, ...], without those that only fill up; tables without their fill."""
+    def own(leaf):
+        return leaf.own[: layout.num_seeds, : leaf.length] if isinstance(leaf, Sharded) else leaf[: layout.num_seeds]
+
+    return jax.tree.map(own, tree, is_leaf=_is_sharded)
 
 
-def fill(layout: Layout, tree: Any) -> Any:
-    """Arrays [num_seeds, ...] onto the devices as [num_rows, ...]: the way back from `take`, on any layout."""
-    rows = np.arange(layout.num_rows) % layout.num_seeds
-    return put_per_seed(layout, jax.tree.map(lambda x: x[rows], tree))
+def fill(layout: Layout, tree: Any, like: Any = None) -> Any:
+    """Arrays [num_seeds, ...] onto the devices as [num_rows, ...]: the way back from `take`, on any layout.
 
-
-def over_devices(function: Callable, layout: Layout, per_seed: Sequence[bool], donate: Sequence[int] = ()) -> Callable:
-    """Compiles a function of a device's seeds into one of all: `per_seed` says which arguments have a seed axis.
-
-    All outputs have a seed axis. Arguments in `donate` are given up to the outputs.
+    `like`: what `take` took them from, or its shapes; needed where it has tables that are split.
     """
-    specs = tuple(SEED if own else SHARED for own in per_seed)
+    number = np.arange(layout.num_rows) % layout.num_seeds
+
+    def filled(old, leaf):
+        rows = leaf[number]
+        if not isinstance(old, Sharded):
+            return rows
+        missing = old.own.shape[1] - old.length
+        return Sharded(np.pad(rows, [(0, 0), (0, missing)] + [(0, 0)] * (rows.ndim - 2)), old.length, old.axis)
+
+    return put_per_seed(layout, jax.tree.map(filled, tree if like is None else like, tree, is_leaf=_is_sharded))
+
+
+def over_devices(
+    function: Callable, layout: Layout, in_specs: Sequence[Any], donate: Sequence[int] = (), out_specs: Any = SEED
+) -> Callable:
+    """Compiles a function of what a device holds into one of all.
+
+    `in_specs`: for each argument True where it has a seed axis, False where it is the same for all seeds, or a tree of
+    `specs`. Outputs have a seed axis, unless `out_specs` says more. Arguments in `donate` are given up to the outputs.
+    """
     # A shard of its own for each device: a loop whose length depends on a seed then asks no other device.
-    sharded = jax.shard_map(function, mesh=layout.mesh, in_specs=specs, out_specs=SEED, check_vma=False)
-    options = compiler_options(layout.mesh.devices.flat[0].platform)
-    return jax.jit(sharded, donate_argnums=tuple(donate), compiler_options=options)
+    sharded = jax.shard_map(function, mesh=layout.mesh, in_specs=tuple(map(_spec, in_specs)), out_specs=out_specs,
+                            check_vma=False)  # fmt: skip
+    return jax.jit(sharded, donate_argnums=tuple(donate), compiler_options=_options(layout))
+
+
+def over_seeds(
+    function: Callable, layout: Layout, in_specs: Sequence[Any], donate: Sequence[int] = (), out_specs: Any = SEED
+) -> Callable:
+    """Like `over_devices`, from a function of one seed: an argument that is not False has a seed axis."""
+    mapped = jax.vmap(function, in_axes=tuple(None if spec is False or _has_no_seed(spec) else 0 for spec in in_specs))
+    return over_devices(mapped, layout, in_specs, donate, out_specs)
+
+
+def made_on_devices(function: Callable, layout: Layout) -> Callable:
+    """Compiles a function of one seed's key and values into one of all seeds', whose results are made where they lie.
+
+    The compiler cuts the function up, so each device makes its own rows of a `Sharded` table, and no other.
+    """
+    def place(tree):
+        sharded = jax.tree.map(lambda spec, part: jax.tree.map(
+            lambda x: jax.lax.with_sharding_constraint(x, NamedSharding(layout.mesh, spec)), part),
+            specs(tree, SEED), tree, is_leaf=_is_spec)  # fmt: skip
+        return sharded
+
+    return jax.jit(lambda *args: place(jax.vmap(function)(*args)), compiler_options=_options(layout))
 
 
 def compiler_options(platform: str) -> dict:
@@ -88,23 +198,49 @@ def compiler_options(platform: str) -> dict:
     return COMPILER_OPTIONS.get(platform, {})
 
 
-def over_seeds(function: Callable, layout: Layout, per_seed: Sequence[bool], donate: Sequence[int] = ()) -> Callable:
-    """Like `over_devices`, from a function of one seed."""
-    mapped = jax.vmap(function, in_axes=tuple(0 if own else None for own in per_seed))
-    return over_devices(mapped, layout, per_seed, donate)
-
-
-def on_one_device(program: Callable, layout: Layout, per_seed: Sequence[bool], *args: Any) -> Any:
+def on_one_device(program: Callable, layout: Layout, in_specs: Sequence[Any], *args: Any) -> Any:
     """The jaxpr that each device runs of a program that `over_devices` made, for arguments of these shapes.
 
-    A later call with such arguments, where `put_per_seed` and `put_shared` put them, is not traced again.
+    A later call with such arguments, where `put` puts them, is not traced again. None among `in_specs`: as it is.
     """
-    def placed(tree, own):
-        sharding = NamedSharding(layout.mesh, SEED if own else SHARED)
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), x.dtype, sharding=sharding), tree)
+    def placed(tree, spec):
+        if spec is None:
+            return tree
+        return jax.tree.map(lambda one, part: jax.tree.map(lambda x: jax.ShapeDtypeStruct(
+            jnp.shape(x), x.dtype, sharding=NamedSharding(layout.mesh, one)), part), _spec(spec), tree,
+            is_leaf=_is_spec)  # fmt: skip
 
-    shapes = [placed(tree, own) if own is not None else tree for tree, own in zip(args, per_seed, strict=True)]
+    shapes = [placed(tree, spec) for tree, spec in zip(args, in_specs, strict=True)]
     return _shard(program.trace(*shapes).jaxpr.eqns)
+
+
+def bytes_per_device(layout: Layout, tree: Any, first: PartitionSpec = SHARED) -> int:
+    """What of a tree's arrays (or of their shapes), laid out by `specs`, is on each device."""
+    def of_one(spec, part):
+        number = math.prod(layout.mesh.shape[axis] for axis in spec if axis)
+        return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(part)) // number
+
+    return sum(jax.tree.leaves(jax.tree.map(of_one, specs(tree, first), tree, is_leaf=_is_spec)))
+
+
+def _options(layout: Layout) -> dict:
+    return compiler_options(layout.mesh.devices.flat[0].platform)
+
+
+def _spec(spec: Any) -> Any:
+    return {True: SEED, False: SHARED}[spec] if isinstance(spec, bool) else spec
+
+
+def _has_no_seed(spec: Any) -> bool:
+    return all("seed" not in one for one in jax.tree.leaves(_spec(spec), is_leaf=_is_spec))
+
+
+def _is_sharded(node: Any) -> bool:
+    return isinstance(node, Sharded)
+
+
+def _is_spec(node: Any) -> bool:
+    return isinstance(node, PartitionSpec)
 
 
 def _shard(equations) -> Any:

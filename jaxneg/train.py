@@ -90,14 +90,26 @@ def init_state(
     return TrainState(params, opt_state, hyper, run_key, first, zero, jnp.full((), NOT_FAILED, jnp.int32))
 
 
+class Part(NamedTuple):
+    """What of a batch one device works on, of those that share a seed."""
+
+    number: int  # of parts
+    own: Callable  # an array with a row for each sequence of the batch -> the rows of this part
+    total: Callable  # a tree of arrays -> their sums over all parts
+
+
+WHOLE = Part(1, own=lambda rows: rows, total=lambda tree: tree)
+
+
 class LossInputs(NamedTuple):
-    """What `batch_loss` takes. Item ids are rows of these params' item table."""
+    """What `batch_loss` takes, of one part of a batch. Item ids are rows of these params' item table."""
 
     params: dict
     batch: Batch
     candidates: Candidates
     hyper: Hyper
     keys: StepKeys
+    count: Int[Array, ""]  # positions of the whole batch that its mean is over
 
 
 class Step(NamedTuple):
@@ -118,6 +130,7 @@ def make_step(
     loss: Callable[..., Float[Array, "B L"]],
     optimizer: optax.GradientTransformation,
     item_table: ItemTable = DENSE,
+    part: Part = WHOLE,
     batch_size: int,
     num_items: int,
     history_size: int,
@@ -131,13 +144,17 @@ def make_step(
       loss: (positive_scores, Negatives, negative_weight=...) -> one value per position; for a method that draws
         nothing (hidden, item_table, targets) -> the same, over the whole catalogue.
       item_table: how the item table is kept, and so which of its rows Adam moves (see `jaxneg.optimizer`).
+      part: what of each batch this device works on. All draw the same batch and the same negatives, whose integers
+        are cheap, and share what comes after.
       history_size: H, at least the longest history of the dataset.
-      buckets: how to cut a batch so that few pads are computed (see `jaxneg.data.buckets`); (): not at all.
+      buckets: how to cut a batch so that few pads are computed (see `jaxneg.data.buckets`); (): not at all. Rows
+        are multiples of `part.number`, as `batch_size` is.
       pool_size: number of distinct batches that the run sees, or None (see `pooled_keys`).
       count_pads: whether pads stay in the mean, as in the released code.
     """
-    padded = (Bucket(batch_size, model.max_len),)
-    losses_of = functools.partial(batch_loss, model=model, method=method, loss=loss, count_pads=count_pads)
+    padded = (Bucket(batch_size // part.number, model.max_len),)
+    own_buckets = tuple(Bucket(rows // part.number, length) for rows, length in buckets)
+    losses_of = functools.partial(batch_loss, model=model, method=method, loss=loss, part=part, count_pads=count_pads)
 
     def draw(state: TrainState, dataset: Dataset) -> tuple[StepKeys, Batch]:
         keys = pooled_keys(state.key, state.step, pool_size)
@@ -160,14 +177,17 @@ def make_step(
         ids = (batch.inputs, batch.targets, candidates.item_ids)
         borrowed = item_table.borrow(state.params, state.opt_state, ids)
         inputs, targets, item_ids = borrowed.item_ids
-        batch = batch._replace(inputs=inputs, targets=targets)
+        count = jnp.int32(batch.targets.size) if count_pads else jnp.sum(batch.targets > 0)
+        batch = Batch(*(part.own(rows) for rows in batch._replace(inputs=inputs, targets=targets)))
         candidates = candidates._replace(item_ids=item_ids)
-        return LossInputs(borrowed.params, batch, candidates, state.hyper, keys), borrowed
+        candidates = Candidates(*(part.own(rows) if rows.shape[0] > 1 else rows for rows in candidates))
+        return LossInputs(borrowed.params, batch, candidates, state.hyper, keys, count), borrowed
 
     def gradient_of(cut: tuple[Bucket, ...], inputs: LossInputs) -> tuple[Float[Array, ""], dict]:
         return jax.value_and_grad(functools.partial(losses_of, buckets=cut))(*inputs)
 
     def update(state: TrainState, borrowed: Borrowed, value: Float[Array, ""], gradient: dict) -> TrainState:
+        value, gradient = part.total((value, gradient))
         finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves((value, gradient))]))
         failed_step = jnp.where((state.failed_step == NOT_FAILED) & ~finite, state.step, state.failed_step)
         alive = failed_step == NOT_FAILED
@@ -182,7 +202,7 @@ def make_step(
         return TrainState(params, opt_state, state.hyper, state.key, state.step + 1, loss_sum, failed_step)
 
     step = Step(draw, borrow, functools.partial(gradient_of, padded), update)
-    return step._replace(in_buckets=functools.partial(gradient_of, buckets), fits=fits) if len(buckets) > 1 else step
+    return step._replace(in_buckets=functools.partial(gradient_of, own_buckets), fits=fits) if len(buckets) > 1 else step
 
 
 def batch_loss(
@@ -191,14 +211,16 @@ def batch_loss(
     candidates: Candidates,
     hyper: Hyper,
     keys: StepKeys,
+    count: Int[Array, ""],
     *,
     model: sasrec.SASRec,
     method: Method,
     loss: Callable[..., Float[Array, "B L"]],
+    part: Part,
     buckets: tuple[Bucket, ...],
     count_pads: bool,
 ) -> Float[Array, ""]:
-    """The mean loss over the batch's positions, bucket by bucket; over pads too with `count_pads`.
+    """What a part of a batch adds to its mean loss over `count` positions, bucket by bucket; over pads with `count_pads`.
 
     Item ids are rows of `params["item_table"]`, which may hold the batch's own items only (see `optimizer.Borrowed`).
     All pads of a sequence have the same state, so those that a bucket leaves out count as one position with a
@@ -207,11 +229,10 @@ def batch_loss(
     pieces = list(cut_batch(batch, candidates, buckets))
     # One gather for all, so that the item table's gradient is one scatter.
     wanted = [ids for piece in pieces for ids in (piece.inputs, piece.targets, piece.candidates.item_ids)]
-    rows = iter(sasrec.lookup_all(params["item_table"], wanted))
+    embedded = iter(sasrec.lookup_all(params["item_table"], wanted))
     encode = functools.partial(model.apply, {"params": params["encoder"]})
-    total, count = jnp.zeros(()), jnp.zeros(())
-
-    selector_keys = jax.random.split(keys.selector, batch.inputs.shape)
+    total, whole = jnp.zeros(()), batch.inputs.shape[0] * part.number
+    selector_keys = part.own(jax.random.split(keys.selector, (whole, model.max_len)))
 
     def values(hidden, piece: Piece, targets, negative_rows):
         if method.num_candidates == 0:
@@ -223,19 +244,17 @@ def batch_loss(
         chosen = method.selector(own_keys, negatives, positive_scores)
         return loss(positive_scores, chosen, negative_weight=hyper.negative_weight)
 
-    looked_up = [(next(rows), next(rows), next(rows)) for _ in pieces]
+    looked_up = [(next(embedded), next(embedded), next(embedded)) for _ in pieces]
     is_item = [piece.inputs > 0 for piece in pieces]
-    states = encode([inputs for inputs, _, _ in looked_up], is_item, hyper.dropout, keys.dropout)
+    states = encode([inputs for inputs, _, _ in looked_up], is_item, hyper.dropout, keys.dropout, part.own(jnp.arange(whole)))
     for piece, hidden, (inputs, targets, negative_rows) in zip(pieces, states, looked_up, strict=True):
         counted = jnp.ones_like(piece.targets, bool) if count_pads else piece.targets > 0
         total += jnp.sum(jnp.where(counted, values(hidden, piece, targets, negative_rows), 0))
-        count += jnp.sum(counted)
         num_cut = model.max_len - piece.inputs.shape[1]
         if count_pads and num_cut:
             nothing = jnp.zeros_like(inputs[:, :1])
             (at_pad,) = encode([nothing], [jnp.zeros(nothing.shape[:2], bool)])
             total += num_cut * jnp.sum(values(at_pad, piece, nothing, negative_rows))
-            count += num_cut * inputs.shape[0]
     return total / jnp.maximum(count, 1)
 
 

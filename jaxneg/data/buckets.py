@@ -18,18 +18,20 @@ class Bucket(NamedTuple):
 
 
 def choose_buckets(
-    lengths: Sequence[int] | np.ndarray, batch_size: int, max_len: int, num_buckets: int, overflow: float
+    lengths: Sequence[int] | np.ndarray, batch_size: int, max_len: int, num_buckets: int, overflow: float, parts: int = 1
 ) -> tuple[Bucket, ...]:
     """The buckets with the fewest positions that hold a batch drawn uniformly from these lengths [E].
 
     How many sequences of a batch exceed a length is binomial, so each bucket is as large as makes it overflow with
-    probability `overflow` at most; a batch that does overflow has to be padded to `max_len`. At most `num_buckets`.
+    probability `overflow` at most; a batch that does overflow has to be padded to `max_len`. At most `num_buckets`,
+    each of a multiple of `parts` rows.
     """
     lengths = np.minimum(np.asarray(lengths), max_len)
     grid = np.unique(np.append(np.arange(0, max_len, max(max_len // 48, 1))[1:], max_len)).tolist()
     longer = [float((lengths > length).mean()) for length in grid]
     # need[i]: rows of a sorted batch that have to be longer than grid[i]
     need = [_exceeded_rarely(overflow, batch_size, share) if share else 0 for share in longer]
+    need = [min(-(-rows // parts) * parts, batch_size) for rows in need]
 
     extra = BUCKET_COST * batch_size * max_len
 

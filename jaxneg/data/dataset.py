@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
+from jaxneg import sharded
 from jaxneg.data import store
 from jaxneg.errors import InputError
 from jaxneg.types import Batch, Dataset, EvalCases
@@ -101,11 +102,11 @@ def target_counts(dataset: Dataset, max_len: int, num_items: int) -> np.ndarray:
     return np.bincount(np.asarray(dataset.items)[row], minlength=num_items + 1)
 
 
-def windows(items: Int[Array, "T"], start: Int[Array, "Q"], end: Int[Array, "Q"], max_len: int) -> Int[Array, "Q L"]:
+def windows(items: sharded.Table, start: Int[Array, "Q"], end: Int[Array, "Q"], max_len: int) -> Int[Array, "Q L"]:
     """The last `max_len` of items[start : end] for each of Q windows, left-padded with 0: [Q, max_len]."""
     index = end[:, None] - max_len + jnp.arange(max_len)[None]
     inside = index >= start[:, None]
-    return jnp.where(inside, jnp.take(items, jnp.maximum(index, 0), axis=0), 0)
+    return jnp.where(inside, sharded.take(items, jnp.maximum(index, 0)), 0)
 
 
 def draw_batch(
@@ -117,15 +118,16 @@ def draw_batch(
     the last, targets all but the first, left-padded with 0. Longer training histories come first, so that a batch
     can be cut in buckets. `history_size` is H, at least the longest history.
     """
-    num_users = dataset.train_users.shape[0]
-    users = dataset.train_users[jax.random.randint(key, (batch_size,), 0, num_users)]
-    users = users[jnp.argsort(dataset.user_start[users] - dataset.train_end[users])]
-    sequence = windows(dataset.items, dataset.user_start[users], dataset.train_end[users], max_len + 1)
-    first, last = dataset.history_start[users], dataset.history_start[users + 1]
+    drawn = jax.random.randint(key, (batch_size,), 0, sharded.length(dataset.train_users))
+    users = sharded.take(dataset.train_users, drawn)
+    start, end = sharded.take(dataset.user_start, users), sharded.take(dataset.train_end, users)
+    order = jnp.argsort(start - end)
+    users, start, end = users[order], start[order], end[order]
+    sequence = windows(dataset.items, start, end, max_len + 1)
+    first, last = sharded.take(dataset.history_start, users), sharded.take(dataset.history_start, users + 1)
     offset = jnp.arange(history_size)[None]
-    index = jnp.minimum(first[:, None] + offset, dataset.history_items.shape[0] - 1)
     own = offset < (last - first)[:, None]
-    history = jnp.where(own, dataset.history_items[index], num_items + 1)
+    history = jnp.where(own, sharded.take(dataset.history_items, first[:, None] + offset), num_items + 1)
     # A first item has no input before it: a sequence shorter than the window has its first item as input only.
     targets = jnp.where(sequence[:, :-1] > 0, sequence[:, 1:], 0)
     return Batch(sequence[:, :-1], targets, history, last - first)

@@ -15,6 +15,7 @@ from flax import linen as nn
 from jax.nn.initializers import glorot_uniform
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped, UInt32
 
+from jaxneg import sharded
 from jaxneg.errors import InputError
 from jaxneg.hashing import hashed
 from jaxneg.models import layers
@@ -70,10 +71,10 @@ class Places(NamedTuple):
         return query[:, :, None] * self.max_len + key[None, None, :, None]
 
 
-def places(first_row: int, batch: int, length: int, max_len: int) -> Places:
-    """The numbers of rows first_row ... first_row + batch - 1, right-aligned in max_len positions."""
-    rows = jnp.arange(first_row, first_row + batch, dtype=jnp.uint32)[:, None]
-    return Places(rows * max_len + jnp.arange(max_len - length, max_len, dtype=jnp.uint32)[None], max_len)
+def places(rows: Int[Array, "B"], length: int, max_len: int) -> Places:
+    """The numbers of the elements of these rows of a padded batch, right-aligned in max_len positions."""
+    first = rows.astype(jnp.uint32)[:, None] * max_len
+    return Places(first + jnp.arange(max_len - length, max_len, dtype=jnp.uint32)[None], max_len)
 
 
 class LayerNorm(nn.Module):
@@ -202,15 +203,15 @@ class SASRec(nn.Module):
         is_item: Sequence[Bool[Array, "_ _"]],
         dropout_rate: Rate = 0.0,
         dropout_key: PRNGKeyArray | None = None,
-        first_row: int = 0,
+        rows: Int[Array, "B"] | None = None,
     ) -> list[Float[Array, "_ _ D"]]:
         """Hidden states [B, L, D] of each piece of a batch, from `embedded`, rows of the item table (0 at pads).
 
         A piece is some sequences of a batch, cut to a length of their own by dropping pads on their left; position
         embeddings are aligned at the right end, so each sequence gets the states that it has in the padded batch. At
         pads the output is the last LayerNorm's offset. `dropout_rate` may be traced; no dropout is traced where
-        `dropout_key` is None. Dropout too is that of the padded batch, in which the pieces follow one another from row
-        `first_row` on. Raises InputError where L > max_len.
+        `dropout_key` is None. Dropout too is that of the padded batch, in which the pieces, one after another, are
+        these `rows` (None: the first ones). Raises InputError where L > max_len.
         """
         shapes, width = [piece.shape for piece in is_item], self.width
         longest = max(length for _, length in shapes)
@@ -218,8 +219,10 @@ class SASRec(nn.Module):
             raise InputError(f"sequence length is {longest}: it must be at most max_len, {self.max_len}")
         positions = self.param("positions", glorot_uniform(), (self.max_len, width))
         num_sites = 1 + 3 * self.num_blocks
-        rows = np.cumsum([first_row, *(number for number, _ in shapes)]).tolist()
-        place = [places(row, *shape, self.max_len) for row, shape in zip(rows, shapes, strict=False)]
+        numbers = [number for number, _ in shapes]
+        rows = jnp.arange(sum(numbers)) if rows is None else rows
+        of_pieces = jnp.split(rows, np.cumsum(numbers)[:-1])
+        place = [places(own, length, self.max_len) for own, (_, length) in zip(of_pieces, shapes, strict=True)]
         keys = [None] * num_sites if dropout_key is None else list(jax.random.split(dropout_key, num_sites))
 
         valid = joined(is_item)[:, None]
@@ -233,9 +236,9 @@ class SASRec(nn.Module):
         return unjoined(LayerNorm(name="final_norm")(x), shapes)
 
 
-def lookup(item_table: Float[Array, "rows D"], item_ids: Int[Array, "*ids"]) -> Float[Array, "*ids D"]:
+def lookup(item_table: sharded.Table, item_ids: Int[Array, "*ids"]) -> Float[Array, "*ids D"]:
     """Rows of the item table; id 0, the pad, gives zeros (and no gradient) whatever row 0 holds."""
-    rows = jnp.take(item_table, item_ids, axis=0, mode="clip")
+    rows = sharded.take(item_table, item_ids)
     return jnp.where(item_ids[..., None] != 0, rows, 0)
 
 

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Key
 
+from jaxneg import sharded
 from jaxneg.errors import InputError
 from jaxneg.samplers.draws import integers_and_fraction
 
@@ -63,6 +64,6 @@ def _integer_masses(weights: np.ndarray, total: float) -> np.ndarray:
 
 def draw(key: Key[Array, ""], table: AliasTable, shape: tuple[int, ...]) -> Int[Array, "..."]:
     """0-based items int32 [*shape]: one 64-bit random number and two look-ups each, for V up to 2**31."""
-    cell, fraction = integers_and_fraction(key, jnp.int32(table.alias.shape[0]), shape)
-    keeps_cell = fraction < jnp.take(table.threshold, cell, mode="clip")
-    return jnp.where(keeps_cell, cell, jnp.take(table.alias, cell, mode="clip"))
+    cell, fraction = integers_and_fraction(key, jnp.int32(sharded.length(table.alias)), shape)
+    keeps_cell = fraction < sharded.take(table.threshold, cell)
+    return jnp.where(keeps_cell, cell, sharded.take(table.alias, cell))

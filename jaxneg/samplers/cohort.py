@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from jaxneg import cohorts
+from jaxneg import cohorts, sharded
 from jaxneg.errors import InputError
 from jaxneg.samplers import exclude as excluding
 from jaxneg.samplers.base import Proposal, check_counts
@@ -58,7 +58,7 @@ def cohort(
 
     def choice(tables: CohortTables, batch: Batch, room: Room) -> Float[Array, "B L 3"]:
         """Unnormalised probability of each cohort at each position; all 0 where nothing can be drawn."""
-        of_target = jnp.take(tables.cohort, batch.targets, mode="clip")
+        of_target = sharded.take(tables.cohort, batch.targets)
         wanted = jnp.take(jnp.asarray(transition), of_target, axis=0, mode="clip")
         possible = (batch.targets > 0)[:, :, None] & (room.left > 0)[:, None]
         return jnp.where(possible, wanted, 0.0)
@@ -69,7 +69,7 @@ def cohort(
         share = weight / jnp.maximum(jnp.sum(weight, axis=2, keepdims=True), jnp.finfo(jnp.float32).tiny)
         each = share / jnp.maximum(room.left, 1)[:, None]
         shape = (*batch.targets.shape, item_ids.shape[2])
-        of_item = jnp.broadcast_to(jnp.take(tables.cohort, item_ids, mode="clip"), shape)
+        of_item = jnp.broadcast_to(sharded.take(tables.cohort, item_ids), shape)
         log_each = jnp.log(jnp.take_along_axis(each, of_item, axis=2, mode="clip"))
         own_item = excluding.contains(batch.history, item_ids)
         return jnp.where(own_item, -jnp.inf, log_each)
@@ -84,7 +84,7 @@ def cohort(
         left, before = (_per_cohort(values, picked) for values in (room.left, room.left_before))
         index = before + integers(item_key, jnp.maximum(left, 1), shape, num_items)
         place = jnp.minimum(excluding.shift(room.excluded, index) - 1, num_items - 1)
-        item_ids = jnp.take(tables.item_at, place, mode="clip")
+        item_ids = sharded.take(tables.item_at, place)
         mask = jnp.broadcast_to(upto[:, :, -1:] > 0, shape)
         return Candidates(item_ids, jnp.where(mask, log_prob(tables, batch, item_ids), 0.0), mask)
 
@@ -93,7 +93,7 @@ def cohort(
 
 def room_of(tables: CohortTables, batch: Batch, num_items: int) -> Room:
     """Where each user's history lies in the cohort order, and what it leaves of each cohort."""
-    places = jnp.take(tables.place_of, jnp.minimum(batch.history, num_items), mode="clip")
+    places = sharded.take(tables.place_of, jnp.minimum(batch.history, num_items))
     ordered = jnp.sort(jnp.where(batch.history <= num_items, places, num_items), axis=1)
     start = jnp.asarray(tables.start)
     own_before = excluding.count_at_most(ordered, start[None, None] - 1)[:, 0]

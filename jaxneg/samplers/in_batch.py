@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, UInt32
 
+from jaxneg import sharded
 from jaxneg.samplers import exclude as excluding
 from jaxneg.samplers.base import Proposal, check_counts, check_scope, normalised
 from jaxneg.samplers.draws import first_permitted, hashed_bits
@@ -46,7 +47,7 @@ def in_batch(num_items: int, num_samples: int, *, scope: str = "sequence") -> Pr
     ) -> Float[Array, "B #L N"]:
         own = excluding.targets(batch, num_items)
         left = outside_mass(tables.probability, own, num_items)
-        log_q = jnp.log(jnp.take(tables.probability, item_ids, mode="clip")) - jnp.log(left)[:, None, None]
+        log_q = jnp.log(sharded.take(tables.probability, item_ids)) - jnp.log(left)[:, None, None]
         return jnp.where(excluding.contains(own.item_ids, item_ids), -jnp.inf, log_q)
 
     def sample(key: Key[Array, ""], tables: InBatchTables, batch: Batch) -> Candidates:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
+from jaxneg import sharded
 from jaxneg.errors import InputError
 from jaxneg.samplers import alias
 from jaxneg.samplers import exclude as excluding
@@ -46,7 +47,7 @@ def weighted(
     ) -> Float[Array, "B #L N"]:
         excluded = excluding.history(batch, num_items)
         left = outside_mass(tables.probability, excluded, num_items)
-        log_q = jnp.log(jnp.take(tables.probability, item_ids, mode="clip")) - jnp.log(left)[:, None, None]
+        log_q = jnp.log(sharded.take(tables.probability, item_ids)) - jnp.log(left)[:, None, None]
         return jnp.where(excluding.contains(excluded.item_ids, item_ids), -jnp.inf, log_q)
 
     def sample(key: Key[Array, ""], tables: WeightedTables, batch: Batch) -> Candidates:
@@ -70,9 +71,9 @@ def weighted(
 
 
 def outside_mass(
-    probability: Float[Array | np.ndarray, "V1"], excluded: excluding.Excluded, num_items: int
+    probability: sharded.Table | Float[np.ndarray, "V1"], excluded: excluding.Excluded, num_items: int
 ) -> Float[Array, "B"]:
     """The probability of all items outside each sequence's set, never 0."""
     is_item = excluded.item_ids <= num_items
-    mass = jnp.where(is_item, jnp.take(probability, excluded.item_ids, mode="clip"), 0.0)
+    mass = jnp.where(is_item, sharded.take(probability, excluded.item_ids), 0.0)
     return jnp.maximum(1.0 - jnp.sum(mass, axis=1), jnp.finfo(jnp.float32).tiny)

@@ -285,8 +285,8 @@ def test_dropout_reaches_every_site(monkeypatch):
 
 def test_a_piece_of_a_batch_has_the_dropout_of_the_whole():
     """Rows from the third on, without their first pad: each number is the one it has in the padded batch."""
-    whole = sasrec.places(0, 5, MAX_LEN, MAX_LEN)
-    piece = sasrec.places(2, 3, MAX_LEN - 1, MAX_LEN)
+    whole = sasrec.places(jnp.arange(5), MAX_LEN, MAX_LEN)
+    piece = sasrec.places(jnp.arange(2, 5), MAX_LEN - 1, MAX_LEN)
     np.testing.assert_array_equal(piece.of_width(4), whole.of_width(4)[2:, 1:])
     pairs = whole.of_pairs(2, 0, MAX_LEN)
     assert len(np.unique(pairs)) == pairs.size == 5 * 2 * MAX_LEN * MAX_LEN
