@@ -19,7 +19,7 @@ from jaxneg import config as config_lib
 from jaxneg.data import dataset as data
 from jaxneg.data import prepare, synthetic
 from jaxneg.errors import InputError
-from jaxneg.plan import SPLITS, Plan, fitting_plan, max_history, rank_hidden, with_item_table
+from jaxneg.plan import SPLITS, Plan, Split, fitting_plan, make_splits, max_history, rank_hidden, with_item_table
 
 DISPATCH_SECONDS = 2.0  # about how long a device program trains before the host looks at signals and clocks again
 
@@ -89,34 +89,36 @@ def rank_baselines(plan: Plan, prepared: data.Prepared) -> list[dict]:
     recent = f"popularity_last_{plan.config.data.recent_days:g}_days"
     counted = {"popularity_baseline": prepared.item_counts, recent: prepared.recent_counts}
     config, ks = plan.config, tuple(plan.config.eval.ks)
+    splits = make_splits(prepared, config.eval.rolling_history)
     seen = max_history(prepared, config.eval.rolling_history) if config.eval.filter_seen else 0
     chunks = evaluate.choose_chunks(prepared.num_items, 1, 1, config.eval.memory_mb * 2**20)
     rank = jax.jit(lambda table, items, cases: rank_hidden(
         jnp.ones((cases.history_start.shape[0], 1)), table, items, cases, ks, chunks, seen))  # fmt: skip
-    return [baseline_row(plan, name, rank, np.asarray(counts)) for name, counts in counted.items()]
-
-
-def baseline_row(plan: Plan, name: str, rank: Callable, counts: np.ndarray) -> dict:
-    """Ranks the cases of both splits by `counts` [V+1], with the functions that rank a model."""
-    config, table = plan.config, evaluate.baseline_table(counts)
-    start = time.perf_counter()
+    items = np.asarray(prepared.items) if seen else np.zeros(1, np.int32)
     rows = []
-    for split in SPLITS:
-        ranked = jax.device_get(rank(table, plan.dataset.items, plan.splits[split].cases))
-        rows.append(split_rows(plan, split, ranked, epoch=0, step=0, seed=0))
-    seconds = {"eval_seconds": time.perf_counter() - start}
+    for name, counts in counted.items():
+        start, table = time.perf_counter(), evaluate.baseline_table(np.asarray(counts))
+        ranked = {split: jax.device_get(rank(table, items, splits[split].cases)) for split in SPLITS}
+        rows.append(baseline_row(plan, name, splits, ranked, time.perf_counter() - start))
+    return rows
+
+
+def baseline_row(plan: Plan, name: str, splits: dict[str, Split], ranked: dict, eval_seconds: float) -> dict:
+    """One results row of a ranking that was not trained."""
+    rows = [split_rows(plan.config, splits[split], split, ranked[split], plan.item_counts, epoch=0, step=0, seed=0)
+            for split in SPLITS]  # fmt: skip
+    seconds = {"eval_seconds": eval_seconds}
+    config = plan.config
     return results.result_row(*rows, dataset=config.dataset, method=name, status="ok", train_seconds=0.0, extra=seconds)
 
 
-def split_rows(plan: Plan, split: str, ranked, **where) -> list[dict]:
+def split_rows(config, split: Split, name: str, ranked, item_counts: np.ndarray, **where) -> list[dict]:
     """The rows of one evaluation of one seed on one split, one per cohort."""
-    chosen = plan.splits[split]
     num_above, num_tied, exposure = ranked
-    num_above, num_tied = (part[: len(chosen.cold)] for part in (num_above, num_tied))  # without what pads the split
     return results.evaluation_rows(
-        num_above, num_tied, chosen.cohorts, chosen.cold, exposure, plan.item_counts,
-        ks=tuple(plan.config.eval.ks), split=split, reference=plan.config.eval.empty_balance == 1,
-        opauc_betas=tuple(plan.config.eval.opauc_betas), **where,
+        num_above[split.place], num_tied[split.place], split.cohorts, split.cold, exposure[:, : len(item_counts)],
+        item_counts, ks=tuple(config.eval.ks), split=name, reference=config.eval.empty_balance == 1,
+        opauc_betas=tuple(config.eval.opauc_betas), **where,
     )  # fmt: skip
 
 
@@ -252,7 +254,7 @@ def resume(plan: Plan, checkpoints: checkpoint.Checkpoints, about: dict) -> tupl
         names = [name for name in about if theirs.get(name) != about[name]]
         raise InputError(f"{checkpoints.folder} holds checkpoints of another run (its {' and '.join(names)} differ): "
                          "name another --workdir")  # fmt: skip
-    state = parallel.fill(layout, old_state)
+    state = parallel.fill(layout, old_state, like=state)
     progress = jax.tree.map(lambda leaf: leaf if leaf.ndim else leaf.item(), progress)
     print(f"jaxneg: resuming after step {int(np.asarray(state.step)[0]):,} of {plan.last_step:,}", file=sys.stderr)
     return state, progress
@@ -278,11 +280,12 @@ def evaluate_seeds(plan: Plan, epoch: int, state: train.TrainState, progress: Pr
         for split in SPLITS:
             one = [part[index] for part in ranked[split]]
             where = {"epoch": epoch, "step": step, "seed": seed, "extra": {"loss": float(loss[index])}}
-            rows += split_rows(plan, split, one, **where)
+            rows += split_rows(plan.config, plan.splits[split], split, one, plan.item_counts, **where)
         valid = next(row for row in rows if (row["seed"], row["split"], row["cohort"]) == (seed, "valid", "all"))
         if valid["hr@10"] > best[index]:
             best[index] = valid["hr@10"]
-            num_above[index], num_tied[index] = (part[index, : num_above.shape[1]] for part in ranked["test"][:2])
+            place = plan.splits["test"].place
+            num_above[index], num_tied[index] = (part[index, place] for part in ranked["test"][:2])
     improved = best > progress.best_valid
     best_params = progress.best_params
     if improved.any():
@@ -317,9 +320,7 @@ def write_results(plan: Plan, progress: Progress, failed_step: np.ndarray) -> No
     rows = [seed_row(config, [row for row in metrics if row["seed"] == seed], progress, int(failed))
             for seed, failed in zip(plan.seeds, failed_step, strict=True)]  # fmt: skip
     test = plan.splits["test"]
-    cases = jax.device_get(test.cases)
-    number = len(test.cohorts)
-    of_cases = {"user": cases.users[:number], "item": cases.targets[:number], "cohort": test.cohorts}
+    of_cases = {"user": test.users, "item": test.targets, "cohort": test.cohorts}
     ranks = {"num_above": progress.num_above, "num_tied": progress.num_tied}
     joined = run_folder.join_seeds(folder / "cases.npz", seeds, ranks)
     writer.write_arrays(folder / "cases.npz", **of_cases, **joined)

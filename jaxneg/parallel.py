@@ -24,6 +24,8 @@ SEED = PartitionSpec("seed")
 SHARED = PartitionSpec()
 DATA = PartitionSpec("data")
 OF_A_SEED = ("data", "model")  # the axes of the devices that share a seed
+# Of an evaluation: counts by case, twice, and how often each item is recommended.
+EVALUATED = (PartitionSpec("seed", "data"), PartitionSpec("seed", "data"), PartitionSpec("seed", None, "model"))
 
 # On CPU, XLA hands small products and reductions to YNNPACK, which here takes a fifth longer than XLA's own code.
 COMPILER_OPTIONS = {"cpu": {"xla_cpu_experimental_ynn_fusion_type": ""}}
@@ -77,6 +79,11 @@ def part_of_batch(layout: Layout) -> Part:
         return jax.lax.dynamic_index_in_dim(rows.reshape(-1, number, *rows.shape[1:]), mine, axis=1, keepdims=False)
 
     return Part(number, own, lambda tree: jax.lax.psum(tree, OF_A_SEED))
+
+
+def total_over_data(layout: Layout, values: jax.Array) -> jax.Array:
+    """The sum over the devices that have different cases. For use inside of a program of `over_devices`."""
+    return jax.lax.psum(values, "data") if layout.mesh.shape["data"] > 1 else values
 
 
 def split(layout: Layout, axis: str, table: Any) -> Any:

@@ -26,9 +26,12 @@ MEMORY_SHARE = 0.9  # of what is free, for a chunk of seeds that is chosen to fi
 
 
 class Split(NamedTuple):
-    """What is evaluated: the cases on the device, and what the host knows of their targets."""
+    """What is evaluated: the cases as the devices get them, and what the host knows of them."""
 
     cases: EvalCases  # padded to the sizes of the larger split, so that one program ranks both
+    place: np.ndarray  # [C] where each case is among the devices' ones
+    users: np.ndarray  # [C]
+    targets: np.ndarray  # [C]
     cohorts: np.ndarray  # [C] 0 head, 1 mid, 2 tail
     cold: np.ndarray  # [C] never seen in training
 
@@ -39,7 +42,7 @@ class Programs(NamedTuple):
     init: Any  # (keys, hyper) -> state
     advance: Any  # (number of steps, state, tables, dataset) -> state
     weights: Any  # state's params -> {"item_table": [S, V+1, D], "encoder": ...}, however they are kept
-    evaluate: Any  # (weights, items, cases) -> num_above [C], num_tied [C], exposure [K, V+1]
+    evaluate: Any  # (weights, items, cases) -> num_above [C], num_tied [C], exposure [K, V+1] (and fill)
 
 
 class Plan(NamedTuple):
@@ -117,11 +120,14 @@ def make_plan(config, folder: pathlib.Path, prepared: data.Prepared, seeds: rang
     model = sasrec.SASRec(**{name: config.model[name] for name in sasrec.SETTINGS})
     dataset = data.training_set(prepared)
     targets = data.target_counts(dataset, model.max_len, num_items)
-    tables = method.proposal.init(np.asarray(prepared.item_counts), targets)
+    layout = seed_layout(config, len(seeds))
+    tables = split_by_item(layout, method.proposal.init(np.asarray(prepared.item_counts), targets), num_items)
     adam = optimizer.adam(
         config.optimizer.b1, config.optimizer.b2, config.optimizer.epsilon, config.optimizer.tensorflow_epsilon
     )
     item_table = optimizer.ITEM_TABLES[item_table_form(config, num_items)]
+    if layout.mesh.shape["model"] > 1:
+        item_table = optimizer.sparse_over(functools.partial(parallel.split, layout, "model"))
     steps_per_epoch = max(1, prepared.num_users // config.batch_size)
     if config.num_epochs * steps_per_epoch > MOST_STEPS:
         most = MOST_STEPS // steps_per_epoch
@@ -135,14 +141,14 @@ def make_plan(config, folder: pathlib.Path, prepared: data.Prepared, seeds: rang
         loss=losses.make(config.loss.name, num_items, loss_settings, unselected),
         optimizer=adam,
         item_table=item_table,
+        part=parallel.part_of_batch(layout),
         batch_size=config.batch_size,
         num_items=num_items,
         history_size=data.longest_history(dataset),
-        buckets=make_buckets(config, dataset, len(seeds)),
+        buckets=make_buckets(config, dataset, len(seeds), layout.devices_per_seed),
         pool_size=None if math.isinf(config.osf) else max(1, math.floor(config.osf * steps_per_epoch)),
         count_pads=config.loss.count_pads,
     )
-    layout = parallel.seed_layout(len(seeds))
     budget = config.eval.memory_mb * 2**20
     chunks = evaluate.choose_chunks(num_items, model.width, layout.seeds_per_device, budget)
     seen = max_history(prepared, config.eval.rolling_history) if config.eval.filter_seen else 0
@@ -158,16 +164,23 @@ def make_plan(config, folder: pathlib.Path, prepared: data.Prepared, seeds: rang
         hidden = evaluate.encode_histories(
             encode, items, *bounds, max_len=model.max_len, chunk_size=chunks.case_chunk
         )
-        return rank_hidden(hidden, params["item_table"], items, cases, ks, chunks, seen)
+        num_above, num_tied, exposure = rank_hidden(hidden, params["item_table"], items, cases, ks, chunks, seen)
+        return num_above, num_tied, parallel.total_over_data(layout, exposure)
 
+    dataset = Dataset(*(parallel.split(layout, "data", rows) for rows in dataset))
+    make_state = parallel.made_on_devices(init, layout)
+    state_specs = parallel.specs(state_shapes(layout, make_state), parallel.SEED)
     advance = parallel.over_devices(
-        functools.partial(train.run_steps, step), layout, (False, True, False, False), donate=(1,)
-    )
+        functools.partial(train.run_steps, step), layout,
+        (False, state_specs, parallel.specs(tables), parallel.specs(dataset)), donate=(1,), out_specs=state_specs,
+    )  # fmt: skip
     programs = Programs(
-        init=parallel.over_seeds(init, layout, (True, True)),
+        init=make_state,
         advance=functools.partial(train.run_checked, train.check_step(step)) if config.debug else advance,
         weights=item_table.weights,
-        evaluate=parallel.over_seeds(rank, layout, (True, False, False)),
+        evaluate=parallel.over_seeds(
+            rank, layout, (state_specs.params, parallel.specs(dataset.items), parallel.DATA),
+            out_specs=parallel.EVALUATED),
     )
     hyper = train.Hyper(
         learning_rate=np.float32(config.learning_rate),
@@ -176,21 +189,39 @@ def make_plan(config, folder: pathlib.Path, prepared: data.Prepared, seeds: rang
     )
     return Plan(
         config, folder, seeds, layout, programs, dataset, tables,
-        make_splits(prepared, config.eval.rolling_history),
+        make_splits(prepared, config.eval.rolling_history, layout.mesh.shape["data"]),
         np.asarray(prepared.item_counts), hyper, steps_per_epoch,
     )  # fmt: skip
+
+
+def seed_layout(config, num_seeds: int) -> parallel.Layout:
+    """The mesh of a config. Raises InputError where the devices or the batch do not go with it."""
+    layout = parallel.seed_layout(num_seeds, data=config.mesh.data, model=config.mesh.model)
+    number = layout.devices_per_seed
+    if config.batch_size % number:
+        raise InputError(f"config.batch_size={config.batch_size} must be a multiple of {number}, the devices of one seed "
+                         f"(config.mesh.data={config.mesh.data} times config.mesh.model={config.mesh.model})")
+    return layout
+
+
+def split_by_item(layout: parallel.Layout, tables: Any, num_items: int) -> Any:
+    """A sampler's tables, those with a row for each item split as the item table is."""
+    def part(table):
+        return parallel.split(layout, "model", table) if len(table) in (num_items, num_items + 1) else table
+
+    return jax.tree.map(part, tables)
 
 
 def item_table_form(config, num_items: int) -> str:
     """"dense" or "sparse", what `optimizer.item_table` comes to for a catalogue of this size.
 
     auto looks at the catalogue only, so that all methods on one data set are trained alike; but a loss over the whole
-    catalogue, and the released code's form, are always dense.
+    catalogue, and the released code's form, are always dense, and a table that is split over devices is sparse.
     """
     form = config.optimizer.item_table
     if form != "auto":
         return form
-    large = num_items >= optimizer.SPARSE_FROM
+    large = num_items >= optimizer.SPARSE_FROM or config.mesh.model > 1
     return "sparse" if large and config.method != "catalogue" and not config.reference else "dense"
 
 
@@ -202,7 +233,7 @@ def with_item_table(config, num_items: int):
     return config_lib.resolve(changed)
 
 
-def make_buckets(config, dataset: Dataset, num_seeds: int) -> tuple[buckets.Bucket, ...]:
+def make_buckets(config, dataset: Dataset, num_seeds: int, parts: int = 1) -> tuple[buckets.Bucket, ...]:
     """How batches are cut so that few pads are computed; () where every sequence is to be padded to max_len."""
     drawn = config_lib.distributions(config_lib.flatten(config))
     alone = "popularity_cohort" in drawn or config.sampler.scope == "position" or config.method in CHOSEN_AT_RANDOM
@@ -210,18 +241,24 @@ def make_buckets(config, dataset: Dataset, num_seeds: int) -> tuple[buckets.Buck
         return ()  # each left-out pad would need negatives of its own
     overflow = BUCKET_OVERFLOW / num_seeds
     lengths = data.input_lengths(dataset)
-    return buckets.choose_buckets(lengths, config.batch_size, config.model.max_len, config.num_buckets, overflow)
+    return buckets.choose_buckets(lengths, config.batch_size, config.model.max_len, config.num_buckets, overflow, parts)
 
 
-def make_splits(prepared: data.Prepared, rolling: bool) -> dict[str, Split]:
-    """The cases of every split, of equal shapes, with the cohorts of their targets."""
+def make_splits(prepared: data.Prepared, rolling: bool, parts: int = 1) -> dict[str, Split]:
+    """The cases of every split, of equal shapes, each split cut in `parts` of equal shapes for as many devices."""
     found = {name: data.evaluation_cases(prepared, name, rolling) for name in SPLITS}
-    sizes = [max(len(part) for part in parts) for parts in zip(*found.values(), strict=True)]
+    cut = {name: data.cut_cases(cases, parts) for name, cases in found.items()}
+    sizes = [max(len(field) for pieces in cut.values() for field in (piece[index] for piece in pieces))
+             for index in range(len(EvalCases._fields))]  # fmt: skip
     splits = {}
     for name, cases in found.items():
-        padded = EvalCases(*(np.pad(part, (0, size - len(part))) for part, size in zip(cases, sizes, strict=True)))
+        padded = EvalCases(*(np.concatenate([np.pad(field, (0, size - len(field))) for field in fields])
+                             for fields, size in zip(zip(*cut[name], strict=True), sizes, strict=True)))  # fmt: skip
+        numbers = [len(piece.targets) for piece in cut[name]]
+        place = np.concatenate([part * sizes[-1] + np.arange(number) for part, number in enumerate(numbers)])
         cold = np.asarray(prepared.item_counts)[cases.targets] == 0
-        splits[name] = Split(padded, np.asarray(prepared.item_cohorts)[cases.targets], cold)
+        cohorts = np.asarray(prepared.item_cohorts)[cases.targets]
+        splits[name] = Split(padded, place, cases.users, cases.targets, cohorts, cold)
     return splits
 
 
@@ -246,18 +283,27 @@ def rank_hidden(hidden, item_table, items, cases: EvalCases, ks, chunks, max_see
 def needed_bytes(plan: Plan) -> Needed:
     """What the plan's programs need, from their traced forms (see `memory.peak_bytes`)."""
     layout, cases = plan.layout, plan.splits["test"].cases
-    keys = parallel.seed_keys(layout, plan.config.seed, plan.seeds.start)
-    state = jax.eval_shape(plan.programs.init, keys, parallel.repeat(layout, plan.hyper))
+    state = state_shapes(layout, plan.programs.init)
+    specs = parallel.specs(state, parallel.SEED)
+    tables, dataset = parallel.specs(plan.tables), parallel.specs(plan.dataset)
     copies = layout.mesh.size if layout.mesh.devices.flat[0].platform == "cpu" else 1  # fake devices share the host's
-    advance = parallel.on_one_device(plan.programs.advance, layout, (None, True, False, False),
+    advance = parallel.on_one_device(plan.programs.advance, layout, (None, specs, tables, dataset),
                                      np.int32(1), state, plan.tables, plan.dataset)  # fmt: skip
-    rank = parallel.on_one_device(plan.programs.evaluate, layout, (True, False, False),
+    rank = parallel.on_one_device(plan.programs.evaluate, layout, (specs.params, dataset.items, parallel.DATA),
                                   jax.eval_shape(plan.programs.weights, state.params), plan.dataset.items,
                                   cases)  # fmt: skip
-    states = memory.tree_bytes(state) // layout.mesh.size
+    states = parallel.bytes_per_device(layout, state, parallel.SEED)
+    shared = parallel.bytes_per_device(layout, (plan.dataset, plan.tables))
     return Needed(*(copies * number for number in (
-        memory.tree_bytes((plan.dataset, plan.tables, cases)), states, memory.peak_bytes(advance, donated=True),
-        memory.peak_bytes(rank) + states)))  # fmt: skip
+        shared + parallel.bytes_per_device(layout, cases, parallel.DATA), states,
+        memory.peak_bytes(advance, donated=True), memory.peak_bytes(rank) + states)))  # fmt: skip
+
+
+def state_shapes(layout: parallel.Layout, make_state: Any) -> train.TrainState:
+    """The shapes of the state that `Programs.init` makes."""
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), layout.num_rows))
+    number = jax.ShapeDtypeStruct((layout.num_rows,), np.float32)
+    return jax.eval_shape(make_state, keys, train.Hyper(number, number, number))
 
 
 def available_bytes(layout: parallel.Layout) -> int | None:
@@ -277,6 +323,6 @@ def needed_in_words(plan: Plan, needed: Needed, there: int | None) -> str:
 
 def on_devices(plan: Plan) -> Plan:
     """The plan with its data on the devices."""
-    put = functools.partial(parallel.put_shared, plan.layout)
-    splits = {name: split._replace(cases=put(split.cases)) for name, split in plan.splits.items()}
+    put = functools.partial(parallel.put, plan.layout)
+    splits = {name: split._replace(cases=put(split.cases, parallel.DATA)) for name, split in plan.splits.items()}
     return plan._replace(dataset=put(plan.dataset), tables=put(plan.tables), splits=splits)

@@ -19,7 +19,7 @@ from jaxneg.errors import InputError
 
 # Where or how, not what: these may change while a run is under way.
 FREE_SETTINGS = ("data.path", "data.cache_dir", "steps_per_dispatch", "eval.memory_mb", "checkpoint_seconds",
-                 "seeds_per_chunk", "debug")  # fmt: skip
+                 "seeds_per_chunk", "mesh.data", "mesh.model", "debug")  # fmt: skip
 GROWING_SETTINGS = ("num_epochs", "num_seeds")  # may become larger, with `extend`
 
 

@@ -145,7 +145,7 @@ def validation_hit_rates(
             step += count
         valid, weights = plan.splits["valid"], plan.programs.weights(state.params)
         ranked = plan.programs.evaluate(weights, plan.dataset.items, valid.cases)
-        above, tied = (np.asarray(part)[:, : len(valid.cold)] for part in parallel.take(plan.layout, ranked[:2]))
+        above, tied = (np.asarray(part)[:, valid.place] for part in parallel.take(plan.layout, ranked[:2]))
         if above.shape[1] == 0:
             raise InputError("there is no validation case to tune on: raise config.data.valid_fraction")
         best = np.maximum(best, metrics.hit_rate(above, tied, results.MAIN_K).mean(axis=1))

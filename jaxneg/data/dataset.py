@@ -153,3 +153,15 @@ def evaluation_cases(prepared: Prepared, split: str, rolling: bool = False) -> E
         starts, ends_, history = start[user], history_end[user], np.repeat(np.arange(len(user)), count)
     arrays = (starts, ends_, history, np.asarray(prepared.items)[row], case_user)
     return EvalCases(*(np.ascontiguousarray(array, np.int32) for array in arrays))
+
+
+def cut_cases(cases: EvalCases, parts: int) -> list[EvalCases]:
+    """Evaluation cases cut between histories into parts of about as many cases, each with its own histories only."""
+    bounds = np.searchsorted(cases.history_of_case, np.arange(len(cases.history_start) + 1))  # each history's first case
+    wanted = np.arange(parts + 1) * len(cases.targets) // parts
+    first = np.searchsorted(bounds, wanted)  # history at which each part begins
+    first[-1] = len(cases.history_start)
+    return [EvalCases(cases.history_start[one:end], cases.history_end[one:end],
+                      cases.history_of_case[bounds[one]:bounds[end]] - one,
+                      cases.targets[bounds[one]:bounds[end]], cases.users[bounds[one]:bounds[end]])
+            for one, end in zip(first[:-1], first[1:], strict=True)]  # fmt: skip
