@@ -1,15 +1,14 @@
 """Checkpoints of a run by orbax: written in the background, whole or not at all, the last few kept, and checked."""
 
-import json
 import logging
 import pathlib
 import shutil
 import sys
 import time
-import zlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -17,6 +16,7 @@ from jaxneg.errors import InputError
 
 KEEP = 2  # the one before the last is there should the last turn out to be damaged
 FIRST_SECONDS = 1.0  # of training before a process saves for the first time: it may be killed soon
+PIECE = 2**20  # elements that are summed at a time
 COST = 20  # the least time between saves, in times of what the last one took
 
 
@@ -33,7 +33,8 @@ class Checkpoints:
     """The checkpoints in one folder: when the next is due, saving, and bringing back the newest that is sound.
 
     A save copies the arrays at once, so their buffers may be donated, and writes them in the background. What goes
-    wrong there is raised, as InputError, by the next `due`, `save` or `close`.
+    wrong there is raised, as InputError, by the next `due`, `save` or `close`. Of several hosts all save together, each
+    its part of the arrays that are split among them, and any number of hosts may restore.
     """
 
     def __init__(self, folder: pathlib.Path, least_seconds: float):
@@ -57,14 +58,18 @@ class Checkpoints:
         return self._started is None and time.perf_counter() - self._finished > self._pause
 
     def save(self, step: int, tree: Any, about: dict) -> None:
-        """Saves the tree under its step, with `about` (JSON) to tell what it belongs to. Waits for the last save."""
+        """Saves the tree under its step, with `about` (JSON) to tell what it belongs to. Waits for the last save.
+
+        An array may have more rows in an axis than what is restored in its place: they fill up its last ones.
+        """
         if step == self._saved_step:
             return
         self._wait()
         stored = jax.tree.map(_stored, tree)
         self._started, self._saved_step = time.perf_counter(), step
         self._call(lambda: self._manager.save(step, args=ocp.args.Composite(
-            state=ocp.args.StandardSave(stored), about=ocp.args.JsonSave(about | {"checksum": checksum(stored)}))
+            state=ocp.args.StandardSave(stored), about=ocp.args.JsonSave(about | {
+                "checksum": checksum(stored), "shapes": [np.shape(leaf) for leaf in jax.tree.leaves(stored)]}))
         ))  # fmt: skip
 
     def restore(self, like: Any) -> tuple[Any, dict] | None:
@@ -92,14 +97,15 @@ class Checkpoints:
         self._manager.close()
 
     def _read(self, step: int, like: Any) -> tuple[Any, dict]:
-        args = ocp.args.Composite(
-            state=ocp.args.StandardRestore(jax.tree.map(_stored, like)), about=ocp.args.JsonRestore()
-        )
-        read = self._manager.restore(step, args=args)
-        about = dict(read.about)
-        if checksum(read.state) != about.pop("checksum"):
+        about = dict(self._manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore())).about)
+        wanted, structure = jax.tree.flatten(jax.tree.map(_stored, like))
+        found = [np.broadcast_to(np.zeros((), leaf.dtype), shape)
+                 for leaf, shape in zip(wanted, about.pop("shapes"), strict=True)]  # fmt: skip
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(structure.unflatten(found)))
+        state = self._manager.restore(step, args=args).state
+        if checksum(state) != about.pop("checksum"):
             raise ValueError("its arrays are not those that were saved")
-        tree = jax.tree.map(lambda new, old: jax.random.wrap_key_data(new) if _is_key(old) else new, read.state, like)
+        tree = jax.tree.map(_as_wanted, state, like)
         self._saved_step = step
         return tree, about
 
@@ -131,19 +137,46 @@ class Checkpoints:
             raise InputError(f"{self.folder}: a checkpoint cannot be written ({reason}); {left}") from error
 
 
-def checksum(tree: Any) -> int:
-    """CRC-32 of the structure's arrays, their types and their shapes, in order."""
-    total = 0
-    for leaf in jax.tree.leaves(tree):
-        array = np.ascontiguousarray(leaf)
-        total = zlib.crc32(json.dumps([str(array.dtype), np.shape(leaf)]).encode(), total)
-        total = zlib.crc32(array.reshape(-1).view(np.uint8), total)
+def checksum(tree: Any) -> list[str]:
+    """For each array its type, its shape and the sum of its elements' bits, each place with an odd weight, modulo 2**32.
+
+    So a change of any one element shows, and of any others but for one chance in 2**32. An array that is split among
+    hosts has the sum that it has in one piece.
+    """
+    leaves = [leaf if isinstance(leaf, jax.Array) else np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+    return [f"{leaf.dtype}{list(leaf.shape)}:{int(weigh(leaf)):08x}" for leaf in leaves
+            for weigh in [_weighed_on_devices if isinstance(leaf, jax.Array) else _weighed]]  # fmt: skip
+
+
+def _weighed(array: Any, numpy: Any = np) -> Any:
+    """The sum of one array's checksum, by NumPy or by jax.numpy."""
+    size = min(array.dtype.itemsize, 4)
+    total, flat = numpy.zeros((), "uint32"), array.reshape(-1).view(f"uint{8 * size}")
+    step = PIECE if numpy is np else max(len(flat), 1)
+    for first in range(0, len(flat), step):
+        piece = flat[first : first + step].astype("uint32")
+        weight = 2 * (numpy.arange(len(piece), dtype="uint32") + numpy.uint32(first % 2**32)) + numpy.uint32(1)
+        total = total + (piece * weight).sum(dtype="uint32")
     return total
+
+
+@jax.jit
+def _weighed_on_devices(array: jax.Array) -> jax.Array:
+    return _weighed(array, jnp)
+
+
+def _as_wanted(saved: np.ndarray, like: Any) -> Any:
+    """What was saved as what is wanted: a key, or without the rows that fill up."""
+    if _is_key(like):
+        return jax.random.wrap_key_data(saved)
+    return saved[tuple(slice(size) for size in np.shape(like))]
 
 
 def _is_key(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _stored(leaf: Any) -> np.ndarray:
-    return np.array(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+def _stored(leaf: Any) -> np.ndarray | jax.Array:
+    data = jax.random.key_data(leaf) if _is_key(leaf) else leaf
+    split = isinstance(data, jax.Array) and not data.is_fully_addressable
+    return data if split else np.array(data)

@@ -120,7 +120,8 @@ FIELDS: dict[str, Field] = {
     "seeds_per_chunk": Field(0, int, _at_least(0, 10**4), "seeds that train side by side; 0: as many as memory holds"),
     "checkpoint_seconds": Field(5.0, float, NOT_NEGATIVE,
                                 "least time between checkpoints; never under 20 times what the last one took"),
-    "mesh.data": Field(1, int, _at_least(1, 10**6), "devices that share a seed's batches and hold the data in parts"),
+    "mesh.data": Field(0, int, _at_least(0, 10**6), "devices that share a seed's batches and hold the data in parts; "
+                       "0: those that the seeds leave over"),
     "mesh.model": Field(1, int, _at_least(1, 10**6), "devices that share a seed's batches and hold the items in parts"),
     "debug": Field(False, bool, ANY, "check every operation's result, and name the first that is not a number; slow"),
     "num_buckets": Field(4, int, _at_least(1, 1000),
@@ -367,12 +368,12 @@ def _conflicts(values: Mapping[str, Any]) -> list[str]:
     if len(columns) < 3 or "" in columns:
         wrong.append("config.data.user_column, item_column and time_column must be three different names: "
                      + ", ".join(shown(values[f"data.{name}_column"]) for name in ("user", "item", "time")))
-    if values["debug"] and values["mesh.data"] * values["mesh.model"] > 1:
+    if values["debug"] and max(values["mesh.data"], values["mesh.model"]) > 1:
         wrong.append("config.debug=True checks a step on one device: set config.mesh.data and config.mesh.model to 1")
     if values["mesh.model"] > 1 and (values["optimizer.item_table"] == "dense" or values["reference"]
                                      or values["method"] == "catalogue"):  # fmt: skip
-        wrong.append(f"config.mesh.model={values['mesh.model']} splits the rows of the item table, which the sparse form "
-                     "alone can do: set it 1, or config.optimizer.item_table=sparse without config.reference and with "
+        wrong.append(f"config.mesh.model={values['mesh.model']} splits the rows of the item table, which only the sparse "
+                     "form can do: set it 1, or config.optimizer.item_table=sparse without config.reference and with "
                      "another method than catalogue")
     if values["optimizer.item_table"] == "sparse" and values["reference"]:
         wrong.append("config.optimizer.item_table=sparse can not go with config.reference=True: the released code "

@@ -1,10 +1,11 @@
 """One run, from the raw file to the results table: the host loop, and the one place that does I/O while training."""
 
+import contextlib
+import itertools
 import json
 import pathlib
 import sys
 import time
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -14,7 +15,7 @@ import pandas as pd
 from flax.traverse_util import flatten_dict
 from tqdm import tqdm
 
-from jaxneg import checkpoint, evaluate, parallel, results, run_folder, signals, train, writer
+from jaxneg import checkpoint, evaluate, hosts, parallel, results, run_folder, signals, train, writer
 from jaxneg import config as config_lib
 from jaxneg.data import dataset as data
 from jaxneg.data import prepare, synthetic
@@ -36,11 +37,14 @@ class Progress(NamedTuple):
     eval_seconds: float
 
 
-def run(config, workdir: str | pathlib.Path, extend: bool = False) -> pathlib.Path:
+def run(
+    config, workdir: str | pathlib.Path, extend: bool = False, join_hosts: dict | None = None
+) -> pathlib.Path:
     """Prepares the data, trains and evaluates all seeds, writes the files, prints the table.
 
     The same command goes on where a run was killed, and only prints the table where it is complete. `extend` accepts
-    more epochs or seeds than the folder's run began with, and other versions of the packages.
+    more epochs or seeds than the folder's run began with, and other versions of the packages. `join_hosts` makes this
+    process one of several (see `hosts.Hosts`), which all call this; the first of them writes the files.
 
     Returns: the path of results.csv.
     Raises:
@@ -48,23 +52,47 @@ def run(config, workdir: str | pathlib.Path, extend: bool = False) -> pathlib.Pa
       signals.Stopped: SIGTERM or SIGINT came; what was trained is saved.
     """
     config = config_lib.resolve(config)
-    with signals.raised(), writer.claimed(workdir) as folder:
-        prepared = data.load(prepare_data(config))
+    if join_hosts is not None:
+        hosts.join(hosts.Hosts(**join_hosts))
+    with signals.raised(), hosts.losses_told(), contextlib.ExitStack() as until_done:
+        folder = hosts.from_first(lambda: str(until_done.enter_context(writer.claimed(workdir))))
+        folder = pathlib.Path(folder)
+        prepared = data.load(find_data(config))
         config = with_item_table(config, prepared.num_items)
         record = run_folder.config_record(config, prepared)
-        changed = run_folder.compare_record(folder, record, extend)
-        for seeds in run_folder.pending_chunks(config, folder):
-            run_folder.refuse_versions(folder, changed, extend)
-            plan = fitting_plan(config, folder, prepared, seeds)
-            writer.write_json(folder / "config.json", run_folder.updated_record(folder, record))
-            writer.write_arrays(folder / "items.npz", count=plan.item_counts, cohort=np.asarray(prepared.item_cohorts))
-            if not (folder / "baselines.csv").exists():
-                writer.write_csv(folder / "baselines.csv", rank_baselines(plan, prepared))
-            write_results(plan, *train_seeds(plan, record))
-        tables = [results.read_results(folder / name) for name in ("baselines.csv", "results.csv")]
+        changed = hosts.from_first(lambda: run_folder.compare_record(folder, record, extend))
+        chunks = run_folder.pending_chunks(config, folder)
+        while seeds := hosts.from_first(lambda: [[seeds.start, seeds.stop] for seeds in itertools.islice(chunks, 1)]):
+            hosts.from_first(lambda: run_folder.refuse_versions(folder, changed, extend))
+            plan = fitting_plan(config, folder, prepared, range(*seeds[0]))
+            hosts.from_first(lambda plan=plan: begin_folder(plan, prepared, record))
+            trained = train_seeds(plan, record)
+            hosts.from_first(lambda plan=plan, trained=trained: write_results(plan, *trained))
+        if hosts.is_first():
+            print_results(folder)
+    return folder / "results.csv"
+
+
+def begin_folder(plan: Plan, prepared: data.Prepared, record: dict) -> None:
+    """What a run's folder holds before its seeds are trained."""
+    folder = plan.folder
+    writer.write_json(folder / "config.json", run_folder.updated_record(folder, record))
+    writer.write_arrays(folder / "items.npz", count=plan.item_counts, cohort=np.asarray(prepared.item_cohorts))
+    if not (folder / "baselines.csv").exists():
+        writer.write_csv(folder / "baselines.csv", rank_baselines(plan, prepared))
+
+
+def print_results(folder: pathlib.Path) -> None:
+    """The results table, and what else there is to read."""
+    tables = [results.read_results(folder / name) for name in ("baselines.csv", "results.csv")]
     print(results.results_table(pd.concat(tables)))
     print(f"files: {folder}/results.csv, baselines.csv, metrics.jsonl, cases.npz, model.npz, items.npz, config.json")
-    return folder / "results.csv"
+
+
+def find_data(config) -> pathlib.Path:
+    """`prepare_data`, of several hosts by the first one; another one that does not see its folder makes its own."""
+    folder = pathlib.Path(hosts.from_first(lambda: str(prepare_data(config))))
+    return folder if folder.is_dir() else prepare_data(config)
 
 
 def prepare_data(config) -> pathlib.Path:
@@ -132,12 +160,13 @@ def train_seeds(plan: Plan, record: dict) -> tuple[Progress, np.ndarray]:
     about = checkpoint_record(plan, record)
     state, progress = resume(plan, checkpoints, about)
     metrics = plan.folder / "metrics.jsonl"
-    writer.keep_rows(metrics, lambda row: row["seed"] not in plan.seeds or row["step"] <= progress.evaluated_step)
-    step, collapsed = int(np.asarray(state.step)[0]), set()
+    hosts.from_first(lambda: writer.keep_rows(
+        metrics, lambda row: row["seed"] not in plan.seeds or row["step"] <= progress.evaluated_step))
+    step, collapsed = int(seeds_own(plan, state.step)[0]), set()
     first = step
 
     def save():
-        checkpoints.save(step, (parallel.take(plan.layout, state), progress), about)
+        checkpoints.save(step, (parallel.stored(plan.layout, state), progress), about)
 
     def stop(number):
         save()
@@ -147,7 +176,7 @@ def train_seeds(plan: Plan, record: dict) -> tuple[Progress, np.ndarray]:
 
     with signals.noted() as received, tqdm(
         total=plan.last_step, initial=step, unit="step", desc=describe(plan), dynamic_ncols=True,
-        mininterval=0.5 if sys.stderr.isatty() else 30,
+        mininterval=0.5 if sys.stderr.isatty() else 30, disable=not hosts.is_first(),
     ) as bar:  # fmt: skip
         count = 1
         for epoch in evaluation_epochs(plan.config):
@@ -156,7 +185,7 @@ def train_seeds(plan: Plan, record: dict) -> tuple[Progress, np.ndarray]:
                 start, count = time.perf_counter(), min(count, until - step)
                 state = advance(plan, count, state)
                 step += count
-                told = loss_in_words(state, step - progress.evaluated_step)
+                told = loss_in_words(plan, state, step - progress.evaluated_step)
                 seconds = time.perf_counter() - start
                 progress = progress._replace(train_seconds=progress.train_seconds + seconds)
                 rate = count * plan.config.batch_size * len(plan.seeds) / seconds
@@ -164,24 +193,33 @@ def train_seeds(plan: Plan, record: dict) -> tuple[Progress, np.ndarray]:
                 bar.update(count)
                 if step == first + count:
                     bar.refresh()  # at once, also where the bar is drawn every 30 s only: it has begun
-                if received:
-                    stop(received[0])
-                if checkpoints.due():
-                    save()
                 most = plan.config.steps_per_dispatch or max(1, int(DISPATCH_SECONDS * count / seconds))
-                count = min(most, 2 * count)
+                number, is_due, count = hosts.agreed(
+                    received[0] if received else 0, checkpoints.due(), min(most, 2 * count))
+                if number:
+                    stop(number)
+                if is_due:
+                    save()
             if progress.evaluated_step < until:
-                evaluated = evaluate_seeds(plan, epoch, state, progress, received)
+                heard = received if jax.process_count() == 1 else []  # several hosts stop together, after a dispatch
+                evaluated = evaluate_seeds(plan, epoch, state, progress, heard)
                 if evaluated is None:
                     stop(received[0])
                 state, progress, rows = evaluated
-                warn_of_collapse(rows, collapsed)
-            if np.all(np.asarray(state.failed_step) != train.NOT_FAILED):
+                if hosts.is_first():
+                    warn_of_collapse(rows, collapsed)
+            if np.all(seeds_own(plan, state.failed_step) != train.NOT_FAILED):
                 break
         save()
         checkpoints.close()
-    tell_of_checkpoints(checkpoints, progress)
-    return progress, np.asarray(parallel.take(plan.layout, state.failed_step))
+    if hosts.is_first():
+        tell_of_checkpoints(checkpoints, progress)
+    return progress, seeds_own(plan, state.failed_step)
+
+
+def seeds_own(plan: Plan, values: jax.Array) -> np.ndarray:
+    """Values with a seed axis, [num_seeds, ...], on the host. Waits for the device."""
+    return np.asarray(parallel.take(plan.layout, values))
 
 
 def advance(plan: Plan, count: int, state: train.TrainState) -> train.TrainState:
@@ -192,10 +230,10 @@ def advance(plan: Plan, count: int, state: train.TrainState) -> train.TrainState
         raise InputError(f"config.debug: {error}") from error
 
 
-def loss_in_words(state: train.TrainState, num_steps: int) -> str:
+def loss_in_words(plan: Plan, state: train.TrainState, num_steps: int) -> str:
     """The mean loss of the seeds that are well, and how many are not. Waits for the device."""
-    failed = np.asarray(state.failed_step) != train.NOT_FAILED
-    losses_of_seeds = np.asarray(state.loss_sum)[~failed] / num_steps
+    failed = seeds_own(plan, state.failed_step) != train.NOT_FAILED
+    losses_of_seeds = seeds_own(plan, state.loss_sum)[~failed] / num_steps
     told = f"loss {losses_of_seeds.mean():.4f}" if len(losses_of_seeds) else "no loss"
     return f"{told}, {failed.sum()} failed" if failed.any() else told
 
@@ -256,7 +294,9 @@ def resume(plan: Plan, checkpoints: checkpoint.Checkpoints, about: dict) -> tupl
                          "name another --workdir")  # fmt: skip
     state = parallel.fill(layout, old_state, like=state)
     progress = jax.tree.map(lambda leaf: leaf if leaf.ndim else leaf.item(), progress)
-    print(f"jaxneg: resuming after step {int(np.asarray(state.step)[0]):,} of {plan.last_step:,}", file=sys.stderr)
+    if hosts.is_first():
+        told = f"resuming after step {int(seeds_own(plan, state.step)[0]):,} of {plan.last_step:,}"
+        print(f"jaxneg: {told}", file=sys.stderr)
     return state, progress
 
 
@@ -271,9 +311,9 @@ def evaluate_seeds(plan: Plan, epoch: int, state: train.TrainState, progress: Pr
                 for split in SPLITS}  # fmt: skip
     if not computed_before(computed, received):
         return None
-    ranked = {split: [np.asarray(part)[: plan.layout.num_seeds] for part in parts] for split, parts in computed.items()}
-    failed = np.asarray(state.failed_step) != train.NOT_FAILED
-    loss = np.where(failed, np.nan, np.asarray(state.loss_sum) / (step - progress.evaluated_step))
+    ranked = {split: [seeds_own(plan, part) for part in parts] for split, parts in computed.items()}
+    failed = seeds_own(plan, state.failed_step) != train.NOT_FAILED
+    loss = np.where(failed, np.nan, seeds_own(plan, state.loss_sum) / (step - progress.evaluated_step))
     rows, best = [], progress.best_valid.copy()
     num_above, num_tied = progress.num_above.copy(), progress.num_tied.copy()
     for index, seed in enumerate(plan.seeds):
@@ -292,7 +332,8 @@ def evaluate_seeds(plan: Plan, epoch: int, state: train.TrainState, progress: Pr
         params = jax.device_get(parallel.take(plan.layout, weights))
         best_params = jax.tree.map(lambda new, old: np.where(improved.reshape(-1, *[1] * (new.ndim - 1)), new, old),
                                    params, best_params)  # fmt: skip
-    writer.append_rows(plan.folder / "metrics.jsonl", rows)
+    if hosts.is_first():
+        writer.append_rows(plan.folder / "metrics.jsonl", rows)
     seconds = progress.eval_seconds + time.perf_counter() - start
     state = state._replace(loss_sum=jnp.zeros_like(state.loss_sum))
     progress = progress._replace(evaluated_step=step, best_valid=best, num_above=num_above, num_tied=num_tied,

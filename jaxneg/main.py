@@ -29,6 +29,9 @@ popularity bias: interaction file -> prepared data -> training -> ranks over the
   python -m jaxneg.main --config=configs/quickstart.py:mixed --workdir=runs/mixed --config.num_seeds=4
   python -m jaxneg.main --config=configs/ml1m.py:adaptive_mixed --workdir=runs/ml1m --config.data.path=PATH/ratings.dat
 
+  --multihost            one run on several hosts: the same command on each (srun, a TPU pod's workers, GKE); elsewhere
+                         also --coordinator=HOST:PORT --num_processes=N --process_id=I
+
 --workdir receives config.json, metrics.jsonl, cases.npz, model.npz, items.npz, baselines.csv and results.csv. The same
 command goes on where a run was stopped; with --extend also to more epochs or seeds than it began with.
 """
@@ -43,11 +46,12 @@ def main(argv: list[str]) -> int:
         if {"-h", "-help", "--help"} & set(argv[1:]):
             print(usage())
             return 0
+        argv, hosts = take_host_flags(argv)
         config, workdir, extend = parse_flags(argv)
         with signals.raised():
             from jaxneg import experiment  # here, so that --help and a refused flag do not wait for JAX
 
-            experiment.run(config, workdir, extend)
+            experiment.run(config, workdir, extend, hosts)
         return 0
     except InputError as error:
         print(f"jaxneg: {error}", file=sys.stderr)
@@ -92,6 +96,30 @@ def parse_flags(argv: list[str]) -> tuple[config_dict.FrozenConfigDict, str, boo
     if not values.workdir:
         raise InputError("--workdir is needed, as in --workdir=runs/first: the folder for the results")
     return config_lib.resolve(values.config), values.workdir, values.extend
+
+
+def take_host_flags(argv: list[str]) -> tuple[list[str], dict | None]:
+    """The other arguments, and how the hosts find each other: None without --multihost. Raises InputError."""
+    found, others = {}, []
+    for arg in argv:
+        name, equals, value = arg.removeprefix("--").partition("=")
+        if arg == "--multihost":
+            found["multihost"] = True
+        elif not arg.startswith("--") or name not in ("coordinator", "num_processes", "process_id"):
+            others.append(arg)
+        elif name == "coordinator" and re.fullmatch(r"[^\s:]+:\d+", value):
+            found[name] = value
+        elif name != "coordinator" and value.isdecimal():
+            found[name] = int(value)
+        else:
+            raise InputError(f"{arg} is not allowed: --coordinator=HOST:PORT, --num_processes=N, --process_id=I")
+    if found and "multihost" not in found:
+        raise InputError(f"--{next(iter(found))} goes with --multihost only")
+    if 1 < len(found) < 4:
+        raise InputError("--coordinator, --num_processes and --process_id go together; a known cluster needs none")
+    if found.get("process_id", 0) >= found.get("num_processes", 1):
+        raise InputError(f"--process_id={found['process_id']} must be below --num_processes={found['num_processes']}")
+    return others, {name: found[name] for name in found if name != "multihost"} if found else None
 
 
 def load_config(source: str) -> config_dict.ConfigDict:

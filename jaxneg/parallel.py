@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxneg import hosts
 from jaxneg.errors import InputError
 from jaxneg.sharded import Sharded
 from jaxneg.train import WHOLE, Part
@@ -48,18 +49,35 @@ class Layout(NamedTuple):
 
 
 def seed_layout(
-    num_seeds: int, devices: Sequence[jax.Device] | None = None, *, data: int = 1, model: int = 1
+    num_seeds: int, devices: Sequence[jax.Device] | None = None, *, data: int = 1, model: int = 1, batch_size: int = 0
 ) -> Layout:
     """Spreads the seeds over as many groups of `data` x `model` devices (default: all there are) as there are seeds.
 
-    Raises InputError where the devices do not suffice for one group.
+    `data` 0: as many devices as the seeds leave over and as divide the batch. Several hosts use all of their devices.
+    Raises InputError where the devices, the seeds and the batch do not go together.
     """
     devices = jax.devices() if devices is None else list(devices)
-    if data * model > len(devices):
-        there = f"{len(devices)} device{'s are' if len(devices) > 1 else ' is'}"
-        raise InputError(f"config.mesh.data={data} times config.mesh.model={model} needs {data * model} devices, and "
-                         f"{there} there")  # fmt: skip
-    groups = min(len(devices) // (data * model), num_seeds)
+    most = len(devices) // model
+    sizes = [data] if data else [size for size in range(1, most + 1) if batch_size % (size * model) == 0]
+    named = f"config.mesh.data={data} and config.mesh.model={model}"
+    if max(data, 1) > most:
+        there = f"{len(devices)} device{'s are' if len(devices) > 1 else ' is'} there"
+        raise InputError(f"{named} need {max(data, 1) * model} devices, and {there}")
+    if not sizes or batch_size % (sizes[-1] * model):
+        raise InputError(f"config.batch_size={batch_size} must be a multiple of config.mesh.data times "
+                         f"config.mesh.model: {named}")  # fmt: skip
+    if len({device.process_index for device in devices}) == 1:
+        groups = min(most // sizes[0], num_seeds)
+        data = max(size for size in sizes if groups * size <= most)
+    else:  # a host without work would not take part in the others' programs
+        sizes = [size for size in sizes if len(devices) % (size * model) == 0
+                 and num_seeds % (len(devices) // (size * model)) == 0]  # fmt: skip
+        if not sizes:
+            raise InputError(f"the {len(devices)} devices of all hosts can not share {num_seeds} seeds evenly with "
+                             f"{named} and config.batch_size={batch_size}: set mesh.data so that devices / data / model "
+                             "divides config.num_seeds")  # fmt: skip
+        data = sizes[0]
+        groups = len(devices) // (data * model)
     num_rows = -(-num_seeds // groups) * groups
     mesh = Mesh(np.array(devices[: groups * data * model]).reshape(groups, data, model), ("seed", *OF_A_SEED))
     return Layout(mesh, num_seeds, num_rows)
@@ -89,12 +107,16 @@ def total_over_data(layout: Layout, values: jax.Array) -> jax.Array:
 def split(layout: Layout, axis: str, table: Any) -> Any:
     """A table [n, ...], its rows (and as many zeros as make them even) to be split over a mesh axis of several devices.
 
-    With one device on the axis it is the table itself.
+    With one device on the axis it is the table itself. Of several hosts, each reads its own rows only, and at once.
     """
     number = layout.mesh.shape[axis]
     if number == 1:
         return table
     missing = -len(table) % number
+    if isinstance(table, np.ndarray) and jax.process_count() > 1:
+        shape = (len(table) + missing, *table.shape[1:])
+        sharding = NamedSharding(layout.mesh, PartitionSpec(axis))
+        return Sharded(jax.make_array_from_callback(shape, sharding, lambda at: _rows(table, at)), len(table), axis)
     pad = np.pad if isinstance(table, np.ndarray) else jnp.pad
     rows = pad(table, [(0, missing)] + [(0, 0)] * (table.ndim - 1)) if missing else table
     return Sharded(rows, len(table), axis)
@@ -111,16 +133,18 @@ def specs(tree: Any, first: PartitionSpec = SHARED) -> Any:
 def put(layout: Layout, tree: Any, first: PartitionSpec = SHARED) -> Any:
     """A tree onto the devices, as `specs` says. Each device is sent its own rows only."""
     def placed(spec, part):
-        sharding = NamedSharding(layout.mesh, spec)
-        return jax.tree.map(lambda x: jax.device_put(x, sharding), part)
+        return jax.tree.map(lambda x: _placed(x, NamedSharding(layout.mesh, spec)), part)
 
     return jax.tree.map(placed, specs(tree, first), tree, is_leaf=_is_spec)
 
 
 def seed_keys(layout: Layout, root: int, first: int = 0) -> jax.Array:
     """One key for each row: seed s has fold_in(root, s), whatever the number of seeds or devices."""
-    seeds = first + jnp.arange(layout.num_rows) % layout.num_seeds
-    return put_per_seed(layout, jax.vmap(lambda s: jax.random.fold_in(jax.random.key(root), s))(seeds))
+    def make():
+        seeds = first + jnp.arange(layout.num_rows) % layout.num_seeds
+        return jax.vmap(lambda s: jax.random.fold_in(jax.random.key(root), s))(seeds)
+
+    return jax.jit(make, out_shardings=NamedSharding(layout.mesh, SEED))()
 
 
 def put_per_seed(layout: Layout, tree: Any) -> Any:
@@ -140,11 +164,22 @@ def repeat(layout: Layout, tree: Any) -> Any:
 
 
 def take(layout: Layout, tree: Any) -> Any:
-    """The seeds' own rows, [num_seeds, ...], without those that only fill up; tables without their fill."""
+    """The seeds' own rows, [num_seeds, ...], without those that only fill up; tables without their fill.
+
+    Where other hosts hold some of them, they are fetched.
+    """
     def own(leaf):
-        return leaf.own[: layout.num_seeds, : leaf.length] if isinstance(leaf, Sharded) else leaf[: layout.num_seeds]
+        rows = hosts.whole(leaf.own if isinstance(leaf, Sharded) else leaf)[: layout.num_seeds]
+        return rows[:, : leaf.length] if isinstance(leaf, Sharded) else rows
 
     return jax.tree.map(own, tree, is_leaf=_is_sharded)
+
+
+def stored(layout: Layout, tree: Any) -> Any:
+    """What to save of a tree with a seed axis: what `take` gives; of several hosts, arrays that are split among them."""
+    if jax.process_count() == 1:
+        return take(layout, tree)
+    return jax.tree.map(lambda leaf: leaf.own if isinstance(leaf, Sharded) else leaf, tree, is_leaf=_is_sharded)
 
 
 def fill(layout: Layout, tree: Any, like: Any = None) -> Any:
@@ -158,6 +193,7 @@ def fill(layout: Layout, tree: Any, like: Any = None) -> Any:
         rows = leaf[number]
         if not isinstance(old, Sharded):
             return rows
+        rows = rows[:, : old.length]
         missing = old.own.shape[1] - old.length
         return Sharded(np.pad(rows, [(0, 0), (0, missing)] + [(0, 0)] * (rows.ndim - 2)), old.length, old.axis)
 
@@ -228,6 +264,24 @@ def bytes_per_device(layout: Layout, tree: Any, first: PartitionSpec = SHARED) -
         return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(part)) // number
 
     return sum(jax.tree.leaves(jax.tree.map(of_one, specs(tree, first), tree, is_leaf=_is_spec)))
+
+
+def _rows(table: np.ndarray, at: tuple[slice, ...]) -> np.ndarray:
+    """Some rows of a table, zeros where it has no more."""
+    first, end, _ = at[0].indices(len(table) + (at[0].stop or 0))
+    rows = np.asarray(table[first:end])
+    return np.pad(rows, [(0, end - first - len(rows))] + [(0, 0)] * (rows.ndim - 1))
+
+
+def _placed(x: Any, sharding: NamedSharding) -> jax.Array:
+    """An array onto the devices, of which each host sends what its own get."""
+    if jax.process_count() == 1:
+        return jax.device_put(x, sharding)
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+        return x
+    if isinstance(x, jax.Array) and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(_placed(np.asarray(jax.random.key_data(x)), sharding))
+    return jax.make_array_from_callback(np.shape(x), sharding, lambda at: np.asarray(x)[at])
 
 
 def _options(layout: Layout) -> dict:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxneg import config as config_lib
-from jaxneg import evaluate, losses, memory, optimizer, parallel, run_folder, samplers, train
+from jaxneg import evaluate, hosts, losses, memory, optimizer, parallel, run_folder, samplers, train
 from jaxneg.data import buckets
 from jaxneg.data import dataset as data
 from jaxneg.errors import InputError
@@ -94,7 +94,7 @@ def fitting_plan(config, folder: pathlib.Path, prepared: data.Prepared, seeds: r
     Says what is needed before anything is compiled. Seeds that were begun together are not parted.
     Raises InputError where not even these fit, with the setting to lower.
     """
-    begun = run_folder.checkpoint_folder(folder, seeds).exists()
+    begun = hosts.from_first(lambda: run_folder.checkpoint_folder(folder, seeds).exists())
     number = len(seeds) if begun else min(len(seeds), config.seeds_per_chunk or len(seeds))
     plan = make_plan(config, folder, prepared, seeds[:number])
     if config.debug:
@@ -108,7 +108,8 @@ def fitting_plan(config, folder: pathlib.Path, prepared: data.Prepared, seeds: r
     told = needed_in_words(plan, needed, there)
     if there is not None and needed.total > there:
         raise InputError(f"{told}: lower {needed.advice(len(plan.seeds))}")
-    print(f"jaxneg: {told}", file=sys.stderr)
+    if hosts.is_first():
+        print(f"jaxneg: {told}", file=sys.stderr)
     return on_devices(plan)
 
 
@@ -196,12 +197,8 @@ def make_plan(config, folder: pathlib.Path, prepared: data.Prepared, seeds: rang
 
 def seed_layout(config, num_seeds: int) -> parallel.Layout:
     """The mesh of a config. Raises InputError where the devices or the batch do not go with it."""
-    layout = parallel.seed_layout(num_seeds, data=config.mesh.data, model=config.mesh.model)
-    number = layout.devices_per_seed
-    if config.batch_size % number:
-        raise InputError(f"config.batch_size={config.batch_size} must be a multiple of {number}, the devices of one seed "
-                         f"(config.mesh.data={config.mesh.data} times config.mesh.model={config.mesh.model})")
-    return layout
+    data_axis = 1 if config.debug else config.mesh.data
+    return parallel.seed_layout(num_seeds, data=data_axis, model=config.mesh.model, batch_size=config.batch_size)
 
 
 def split_by_item(layout: parallel.Layout, tables: Any, num_items: int) -> Any:
@@ -307,8 +304,8 @@ def state_shapes(layout: parallel.Layout, make_state: Any) -> train.TrainState:
 
 
 def available_bytes(layout: parallel.Layout) -> int | None:
-    """Memory of one of the layout's devices."""
-    return memory.device_bytes(layout.mesh.devices.flat[0])
+    """Memory of one of the layout's devices, the smallest of all hosts'."""
+    return hosts.least(memory.device_bytes(layout.mesh.local_devices[0]))
 
 
 def needed_in_words(plan: Plan, needed: Needed, there: int | None) -> str:

@@ -154,7 +154,9 @@ def make_step(
     """
     padded = (Bucket(batch_size // part.number, model.max_len),)
     own_buckets = tuple(Bucket(rows // part.number, length) for rows, length in buckets)
-    losses_of = functools.partial(batch_loss, model=model, method=method, loss=loss, part=part, count_pads=count_pads)
+    losses_of = functools.partial(
+        batch_loss, model=model, method=method, loss=loss, part=part, count_pads=count_pads
+    )
 
     def draw(state: TrainState, dataset: Dataset) -> tuple[StepKeys, Batch]:
         keys = pooled_keys(state.key, state.step, pool_size)
@@ -220,7 +222,7 @@ def batch_loss(
     buckets: tuple[Bucket, ...],
     count_pads: bool,
 ) -> Float[Array, ""]:
-    """What a part of a batch adds to its mean loss over `count` positions, bucket by bucket; over pads with `count_pads`.
+    """What a part of a batch adds to the mean loss over `count` positions, bucket by bucket, pads with `count_pads`.
 
     Item ids are rows of `params["item_table"]`, which may hold the batch's own items only (see `optimizer.Borrowed`).
     All pads of a sequence have the same state, so those that a bucket leaves out count as one position with a
@@ -246,7 +248,8 @@ def batch_loss(
 
     looked_up = [(next(embedded), next(embedded), next(embedded)) for _ in pieces]
     is_item = [piece.inputs > 0 for piece in pieces]
-    states = encode([inputs for inputs, _, _ in looked_up], is_item, hyper.dropout, keys.dropout, part.own(jnp.arange(whole)))
+    inputs_of_pieces, rows = [inputs for inputs, _, _ in looked_up], part.own(jnp.arange(whole))
+    states = encode(inputs_of_pieces, is_item, hyper.dropout, keys.dropout, rows)
     for piece, hidden, (inputs, targets, negative_rows) in zip(pieces, states, looked_up, strict=True):
         counted = jnp.ones_like(piece.targets, bool) if count_pads else piece.targets > 0
         total += jnp.sum(jnp.where(counted, values(hidden, piece, targets, negative_rows), 0))

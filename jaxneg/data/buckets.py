@@ -18,7 +18,12 @@ class Bucket(NamedTuple):
 
 
 def choose_buckets(
-    lengths: Sequence[int] | np.ndarray, batch_size: int, max_len: int, num_buckets: int, overflow: float, parts: int = 1
+    lengths: Sequence[int] | np.ndarray,
+    batch_size: int,
+    max_len: int,
+    num_buckets: int,
+    overflow: float,
+    parts: int = 1,
 ) -> tuple[Bucket, ...]:
     """The buckets with the fewest positions that hold a batch drawn uniformly from these lengths [E].
 

@@ -157,7 +157,8 @@ def evaluation_cases(prepared: Prepared, split: str, rolling: bool = False) -> E
 
 def cut_cases(cases: EvalCases, parts: int) -> list[EvalCases]:
     """Evaluation cases cut between histories into parts of about as many cases, each with its own histories only."""
-    bounds = np.searchsorted(cases.history_of_case, np.arange(len(cases.history_start) + 1))  # each history's first case
+    # bounds[h]: history h's first case
+    bounds = np.searchsorted(cases.history_of_case, np.arange(len(cases.history_start) + 1))
     wanted = np.arange(parts + 1) * len(cases.targets) // parts
     first = np.searchsorted(bounds, wanted)  # history at which each part begins
     first[-1] = len(cases.history_start)
