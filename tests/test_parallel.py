@@ -58,3 +58,11 @@ def test_twenty_seeds_are_the_same_on_eight_devices_and_alone(monkeypatch):
     script = pathlib.Path(__file__).with_name("on_devices.py")
     done = subprocess.run([sys.executable, script, "adaptive_mixed"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_batches_data_and_items_split_over_devices(monkeypatch):
+    """The draws bit for bit, the weights to 1e-4, the same ranks; and no program moves as much as a device's items."""
+    monkeypatch.setenv("XLA_FLAGS", f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8")
+    script = pathlib.Path(__file__).with_name("on_mesh.py")
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

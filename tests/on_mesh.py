@@ -1,0 +1,117 @@
+"""The same run with its batches, its data and its item table split over eight devices, and on one: the same draws, nearly
+the same weights, the same ranks from the same weights; and what travels between devices is never a table.
+
+    XLA_FLAGS=--xla_force_host_platform_device_count=8 python tests/on_mesh.py
+"""
+
+import functools
+import math
+import pathlib
+import re
+import sys
+import tempfile
+
+import jax
+import numpy as np
+
+from jaxneg import config as config_lib
+from jaxneg import experiment, parallel, plan, samplers, train
+from jaxneg.data import dataset as data
+
+NUM_SEEDS, NUM_STEPS = 2, 20
+LAYOUTS = {"on one device": (1, 1), "data over 4": (4, 1), "items over 8": (1, 8), "both": (2, 2)}
+KEY_BIAS = "['key']['bias']"  # moves by rounding alone: a softmax over keys does not feel it, and Adam scales it up
+COLLECTIVE = re.compile(r"= (\(?[^=]*?) (?:all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)(?:-start)?\(")
+SHAPE = re.compile(r"([a-z]+\d+)\[([\d,]*)\]")
+
+
+def main(folder: pathlib.Path) -> None:
+    assert jax.local_device_count() == 8
+    runs = {name: run(folder, *layout) for name, layout in LAYOUTS.items()}
+    draws, first, (weights, loss), _ = runs["on one device"]
+    assert np.ptp(weights["item_table"], axis=0).max() > 1e-2, "the seeds do differ"
+    for name, (other_draws, other_first, (other_weights, other_loss), ranks) in runs.items():
+        equal = functools.partial(np.testing.assert_array_equal, err_msg=name)
+        jax.tree.map(equal, other_draws, draws)
+        jax.tree.map(equal, other_first, first)
+        np.testing.assert_allclose(other_loss, loss, atol=1e-4, err_msg=name)
+        leaves = zip(jax.tree.leaves_with_path(other_weights), jax.tree.leaves(weights), strict=True)
+        for (path, other), own in leaves:
+            where = jax.tree_util.keystr(path)
+            if KEY_BIAS not in where:
+                np.testing.assert_allclose(other, own, atol=1e-4, err_msg=f"{name}: {where}")
+        for found, wanted in zip(ranks(weights), runs["on one device"][3](weights), strict=True):
+            equal(found, wanted)
+
+
+def run(folder: pathlib.Path, data_axis: int, model_axis: int):
+    """(draws, initial weights, weights and loss after the steps, ranks of given weights) of a layout."""
+    config = config_lib.base()
+    config.update_from_flattened_dict({
+        "method": "adaptive_mixed", "num_seeds": NUM_SEEDS, "batch_size": 8, "data.format": "synthetic",
+        "data.synthetic.num_users": 300, "data.synthetic.num_items": 60_000, "data.synthetic.num_rows": 60_000,
+        "data.min_user_rows": 2, "data.min_item_rows": 1, "data.cache_dir": str(folder), "model.width": 8,
+        "model.num_blocks": 1, "model.max_len": 5, "optimizer.item_table": "sparse", "learning_rate": 0.01,
+        "sampler.mixture": ("in_batch", "popularity", "popularity_cohort"), "sampler.num_in_batch": 3,
+        "sampler.num_popularity": 1, "sampler.num_kept": 2, "eval.ks": (5, 10), "eval.filter_seen": True,
+        "mesh.data": data_axis, "mesh.model": model_axis,
+    })  # fmt: skip
+    config = config_lib.resolve(config)
+    prepared = data.load(experiment.prepare_data(config))
+    made = plan.on_devices(plan.make_plan(config, folder, prepared, range(NUM_SEEDS)))
+    layout, shared = made.layout, (made.tables, made.dataset)
+    assert layout.devices_per_seed == data_axis * model_axis and layout.mesh.size == min(8, 2 * data_axis * model_axis)
+    state = made.programs.init(parallel.seed_keys(layout, 5), parallel.repeat(layout, made.hyper))
+    first = own(layout, made.programs.weights(state.params))
+    draws = own(layout, parallel.over_seeds(
+        drawing(config, prepared), layout, (parallel.specs(state, parallel.SEED), *map(parallel.specs, shared))
+    )(state, *shared))  # fmt: skip
+    advance = made.programs.advance.lower(np.int32(NUM_STEPS), state, *shared).compile()
+    evaluate = made.programs.evaluate.lower(
+        made.programs.weights(state.params), made.dataset.items, made.splits["test"].cases).compile()
+    # Numbers in what one of eight devices would hold of its seeds' tables.
+    held = layout.seeds_per_device * (prepared.num_items + 1) * config.model.width // 8
+    moved = [*travelling(advance.as_text()), *travelling(evaluate.as_text(), "f32")]  # histories' ids are not a table
+    assert bool(moved) == (layout.devices_per_seed > 1) and max(moved, default=0) < held, (moved, held)
+    state = advance(np.int32(NUM_STEPS), state, *shared)
+    reached = own(layout, (made.programs.weights(state.params), state.loss_sum))
+
+    def ranks(weights):
+        params = parallel.fill(layout, weights, like=made.programs.weights(state.params))
+        place = made.splits["test"].place
+        above, tied, exposure = own(layout, evaluate(params, made.dataset.items, made.splits["test"].cases))
+        return above[:, place], tied[:, place], exposure[:, :, : prepared.num_items + 1]
+
+    return draws, first, reached, ranks
+
+
+def own(layout: parallel.Layout, tree):
+    return jax.tree.map(np.asarray, parallel.take(layout, tree))
+
+
+def drawing(config, prepared: data.Prepared):
+    """A function (state, tables, dataset) of one seed: its next batch, and the candidates that are proposed for it."""
+    settings = samplers.Settings(**{name: config.sampler[name] for name in samplers.Settings._fields})
+    method = samplers.make(config.method, prepared.num_items, settings)
+    history_size = data.longest_history(data.training_set(prepared))
+
+    def draw(state, tables, dataset):
+        keys = train.step_keys(state.key, state.step)
+        batch = data.draw_batch(keys.batch, dataset, batch_size=config.batch_size, max_len=config.model.max_len,
+                                num_items=prepared.num_items, history_size=history_size)  # fmt: skip
+        candidates = method.proposal.sample(keys.proposal, tables, batch)
+        return batch, candidates.item_ids, candidates.mask
+
+    return draw
+
+
+def travelling(program: str, kind: str = ""):
+    """How many numbers each collective operation of a compiled program moves, array by array."""
+    for shapes in COLLECTIVE.findall(program):
+        yield from (math.prod(int(size) for size in dims.split(",") if size)
+                    for name, dims in SHAPE.findall(shapes) if name.startswith(kind))  # fmt: skip
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder:
+        main(pathlib.Path(folder))
