@@ -29,8 +29,8 @@ What happens when a run does not come to its end:
   --retries=N            how often a run that failed is started again within its job (2); not after bad input
 A task whose node fails is queued again by SLURM itself. A job that you cancel stays cancelled.
 
-Runs that are finished are left out. Prints the script; --submit writes it to DIR/slurm/study.sh, submits it, and says how
-to make the report once all is done. The runs start in the folder in which you call this.
+Runs that are finished are left out. Prints the script; --submit writes it to DIR/slurm/study.sh, submits it, and says
+how to make the report once all is done. The runs start in the folder in which you call this.
 Exit codes: 0 done; 1 sbatch failed; 2 bad input.
 """
 
