@@ -436,25 +436,30 @@ def table(header: str, rows: list[list[str]]) -> None:
     print()
 
 
+def check_table(found: Mapping[str, list[tuple[str, Check]]], measured: str) -> None:
+    """A row for each formula, and for each size its value and the ratio of what is measured to it."""
+    columns = [f"{name}: formula | {measured} / formula" for name in found]
+    rows = []
+    for checked in zip(*found.values(), strict=True):
+        form, first = checked[0]
+        figures = [(f"{check.formula:,.0f}", f"{check.measured / check.formula:.3f}") for _, check in checked]
+        rows.append([first.name, form, *(text for pair in figures for text in pair)])
+    table(" | ".join(["what", "item table", *columns]), rows)
+
+
 def print_checks(compiled: bool) -> None:
     """The tables of what is measured."""
-    rows = []
-    for name, size in SIZES.items():
-        found = [(form, check) for form in optimizer.ITEM_TABLES for check in checks(size, form)]
-        found += [("", check) for check in evaluation_checks(size)]
-        rows += [[name, form, check.name, f"{check.formula:,.0f}", f"{check.measured:,.0f}",
-                  f"{check.measured / check.formula:.3f}"] for form, check in found]  # fmt: skip
+    forms = list(optimizer.ITEM_TABLES)
     print("Counted in the traced program:\n")
-    table("size | form | what | formula | counted | counted / formula", rows)
+    counted = {name: [(form, check) for form in forms for check in checks(size, form)] for name, size in SIZES.items()}
+    ranked = {name: [("", check) for check in evaluation_checks(size)] for name, size in SIZES.items()}
+    check_table({name: counted[name] + ranked[name] for name in SIZES}, "counted")
     if not compiled:
         return
-    rows = [[name, form, check.name, f"{check.formula:,.0f}", f"{check.measured:,.0f}",
-             f"{check.measured / check.formula:.2f}"]
-            for name, size in SIZES.items() for form in optimizer.ITEM_TABLES
-            for check in compiler_checks(size, form)]  # fmt: skip
-    print(f"Said by the compiler ({jax.devices()[0].device_kind}):\n")
-    table("size | form | what | formula | compiler | compiler / formula", rows)
-    for form in optimizer.ITEM_TABLES:
+    print(f"Said by the compiler ({jax.devices()[0].device_kind}):\n", flush=True)
+    check_table({name: [(form, check) for form in forms for check in compiler_checks(size, form)]
+                 for name, size in SIZES.items()}, "compiler")  # fmt: skip
+    for form in forms:
         check = per_item_check(SIZES["paper"], form)
         print(f"{check.name}: {check.formula:,.0f} by the formula, {check.measured:,.1f} by the compiler\n")
 
