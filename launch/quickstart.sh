@@ -2,7 +2,9 @@
 # From a bare clone to a results table: one method of each kind on synthetic data. WORKDIR (default: runs/quickstart)
 # receives one folder per method.
 set -euo pipefail
+# shellcheck source-path=SCRIPTDIR source=setup.sh
 source "$(dirname "$0")/setup.sh"
+# shellcheck disable=SC2119  # no extras
 setup_jaxneg
 workdir=${WORKDIR:-runs/quickstart}
 # The methods share some compiled programs, and a second start shares all.

@@ -1,8 +1,9 @@
+# shellcheck shell=bash
 # Sourced by the scripts beside it: goes to the repository's root, makes or reuses .venv, installs jaxneg there.
 # setup_jaxneg [EXTRA ...]: the extras to install, as in `setup_jaxneg test`. PYTHON names the interpreter (default: python3).
 
 setup_jaxneg() {
-  cd "$(dirname "${BASH_SOURCE[0]}")/.."
+  cd "$(dirname "${BASH_SOURCE[0]}")/.." || return
   local extras
   extras=$(IFS=,; echo "$*")
   if [ ! -x .venv/bin/python ]; then
