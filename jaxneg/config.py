@@ -141,6 +141,9 @@ FIELDS: dict[str, Field] = {
     "data.sort_ties_by_item": Field(False, bool, ANY, "order a user's equal times by item, not by row"),
     "data.event": Field("", str, ANY, "keep only this event of a file with events; empty: all"),
     "data.recent_days": Field(7.0, float, POSITIVE, "last days of training that the recent baseline counts"),
+    "data.stream": Field("auto", str, _one_of("auto", "on", "off"),
+                         "the host reads the batches from the prepared files, ahead of the steps, and the training "
+                         "data is not on the device; auto: where it would take a quarter of the free memory"),
     "data.synthetic.num_rows": Field(100_000, int, _at_least(1), "rows of the synthetic data (format=synthetic)"),
     "data.synthetic.num_users": Field(2_000, int, _at_least(1), "its users"),
     "data.synthetic.num_items": Field(1_000, int, _at_least(2), "its items"),

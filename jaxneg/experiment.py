@@ -5,6 +5,7 @@ import pathlib
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from typing import NamedTuple
 
 import jax
@@ -19,7 +20,7 @@ from jaxneg import config as config_lib
 from jaxneg.data import dataset as data
 from jaxneg.data import prepare, synthetic
 from jaxneg.errors import InputError
-from jaxneg.plan import SPLITS, Plan, fitting_plan, max_history, rank_hidden, with_item_table
+from jaxneg.plan import SPLITS, Plan, drawn_from, fitting_plan, max_history, rank_hidden, with_item_table
 
 DISPATCH_SECONDS = 2.0  # about how long a device program trains before the host looks at signals and clocks again
 
@@ -102,7 +103,7 @@ def baseline_row(plan: Plan, name: str, rank: Callable, counts: np.ndarray) -> d
     start = time.perf_counter()
     rows = []
     for split in SPLITS:
-        ranked = jax.device_get(rank(table, plan.dataset.items, plan.splits[split].cases))
+        ranked = jax.device_get(rank(table, plan.items, plan.splits[split].cases))
         rows.append(split_rows(plan, split, ranked, epoch=0, step=0, seed=0))
     seconds = {"eval_seconds": time.perf_counter() - start}
     return results.result_row(*rows, dataset=config.dataset, method=name, status="ok", train_seconds=0.0, extra=seconds)
@@ -143,16 +144,19 @@ def train_seeds(plan: Plan, record: dict) -> tuple[Progress, np.ndarray]:
         where = f" after step {step:,} of {plan.last_step:,}; it is saved, and the same command goes on from there"
         raise signals.Stopped(number, where)
 
-    with signals.noted() as received, tqdm(
+    with closing(drawn_from(plan, state, first)) as sources, signals.noted() as received, tqdm(
         total=plan.last_step, initial=step, unit="step", desc=describe(plan), dynamic_ncols=True,
         mininterval=0.5 if sys.stderr.isatty() else 30,
     ) as bar:  # fmt: skip
-        count = 1
+        count, held = 1, first
         for epoch in evaluation_epochs(plan.config):
             until = epoch * plan.steps_per_epoch
             while step < until:
-                start, count = time.perf_counter(), min(count, until - step)
-                state = advance(plan, count, state)
+                start = time.perf_counter()
+                if step == held:
+                    held, source = next(sources)
+                count = min(count, until - step, held - step)
+                state = advance(plan, count, state, source)
                 step += count
                 told = loss_in_words(state, step - progress.evaluated_step)
                 seconds = time.perf_counter() - start
@@ -182,10 +186,13 @@ def train_seeds(plan: Plan, record: dict) -> tuple[Progress, np.ndarray]:
     return progress, np.asarray(parallel.take(plan.layout, state.failed_step))
 
 
-def advance(plan: Plan, count: int, state: train.TrainState) -> train.TrainState:
-    """`count` steps of all seeds. With `debug`, raises InputError naming the operation whose result is not a number."""
+def advance(plan: Plan, count: int, state: train.TrainState, source) -> train.TrainState:
+    """`count` steps of all seeds, from what `plan.drawn_from` gave for them.
+
+    With `debug`, raises InputError naming the operation whose result is not a number.
+    """
     try:
-        return plan.programs.advance(np.int32(count), state, plan.tables, plan.dataset)
+        return plan.programs.advance(np.int32(count), state, plan.tables, source)
     except FloatingPointError as error:
         raise InputError(f"config.debug: {error}") from error
 
@@ -265,7 +272,7 @@ def evaluate_seeds(plan: Plan, epoch: int, state: train.TrainState, progress: Pr
     """
     start, step = time.perf_counter(), epoch * plan.steps_per_epoch
     weights = plan.programs.weights(state.params)
-    computed = {split: plan.programs.evaluate(weights, plan.dataset.items, plan.splits[split].cases)
+    computed = {split: plan.programs.evaluate(weights, plan.items, plan.splits[split].cases)
                 for split in SPLITS}  # fmt: skip
     if not computed_before(computed, received):
         return None

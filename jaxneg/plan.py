@@ -4,6 +4,7 @@ import functools
 import math
 import pathlib
 import sys
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +13,7 @@ import numpy as np
 
 from jaxneg import config as config_lib
 from jaxneg import evaluate, losses, memory, optimizer, parallel, run_folder, samplers, train
-from jaxneg.data import buckets
+from jaxneg.data import buckets, stream
 from jaxneg.data import dataset as data
 from jaxneg.errors import InputError
 from jaxneg.models import sasrec
@@ -22,6 +23,7 @@ SPLITS = ("valid", "test")
 CHOSEN_AT_RANDOM = ("dns", "softmax_hard")  # or may be: each position has its own choice
 BUCKET_OVERFLOW = 1e-3  # chance that a batch is too long for one of its buckets and has to be padded
 MOST_STEPS = 2**31 - 1  # TrainState.step is int32
+STREAM_SHARE = 0.25  # of what is free: data beyond that is streamed, so that weights and activations have room
 MEMORY_SHARE = 0.9  # of what is free, for a chunk of seeds that is chosen to fit
 
 
@@ -37,7 +39,7 @@ class Programs(NamedTuple):
     """The compiled programs of a run, each for all seeds at once."""
 
     init: Any  # (keys, hyper) -> state
-    advance: Any  # (number of steps, state, tables, dataset) -> state
+    advance: Any  # (number of steps, state, tables, dataset or stream.Block) -> state
     weights: Any  # state's params -> {"item_table": [S, V+1, D], "encoder": ...}, however they are kept
     evaluate: Any  # (weights, items, cases) -> num_above [C], num_tied [C], exposure [K, V+1]
 
@@ -50,7 +52,9 @@ class Plan(NamedTuple):
     seeds: range  # those that this plan trains, side by side
     layout: parallel.Layout
     programs: Programs
-    dataset: Dataset
+    dataset: Dataset | None  # None: batches are streamed
+    stream: stream.Stream | None  # where they are
+    items: Any  # what the histories of the cases are windows of
     tables: Any
     splits: dict[str, Split]
     item_counts: np.ndarray
@@ -115,8 +119,11 @@ def make_plan(config, folder: pathlib.Path, prepared: data.Prepared, seeds: rang
     settings = samplers.Settings(**{name: config.sampler[name] for name in samplers.Settings._fields})
     method = samplers.make(config.method, num_items, settings)
     model = sasrec.SASRec(**{name: config.model[name] for name in sasrec.SETTINGS})
-    dataset = data.training_set(prepared)
-    targets = data.target_counts(dataset, model.max_len, num_items)
+    streamed = is_streamed(config, prepared, len(seeds))
+    rows = data.training_rows(prepared)
+    dataset = None if streamed else data.training_set(prepared)
+    history_size = data.longest_history_of_rows(rows, num_items) if streamed else data.longest_history(dataset)
+    targets = data.target_counts(rows, model.max_len, num_items)
     tables = method.proposal.init(np.asarray(prepared.item_counts), targets)
     adam = optimizer.adam(
         config.optimizer.b1, config.optimizer.b2, config.optimizer.epsilon, config.optimizer.tensorflow_epsilon
@@ -129,6 +136,7 @@ def make_plan(config, folder: pathlib.Path, prepared: data.Prepared, seeds: rang
                          f"steps each, since steps are counted to {MOST_STEPS:,}")  # fmt: skip
     loss_settings = losses.Settings(**{name: config.loss[name] for name in losses.Settings._fields})
     unselected = method.num_candidates - method.num_kept if config.loss.keep_unselected else 0
+    pool_size = None if math.isinf(config.osf) else max(1, math.floor(config.osf * steps_per_epoch))
     step = train.make_step(
         model=model,
         method=method,
@@ -137,10 +145,11 @@ def make_plan(config, folder: pathlib.Path, prepared: data.Prepared, seeds: rang
         item_table=item_table,
         batch_size=config.batch_size,
         num_items=num_items,
-        history_size=data.longest_history(dataset),
-        buckets=make_buckets(config, dataset, len(seeds)),
-        pool_size=None if math.isinf(config.osf) else max(1, math.floor(config.osf * steps_per_epoch)),
+        history_size=history_size,
+        buckets=make_buckets(config, rows, len(seeds)),
+        pool_size=pool_size,
         count_pads=config.loss.count_pads,
+        streamed=streamed,
     )
     layout = parallel.seed_layout(len(seeds))
     budget = config.eval.memory_mb * 2**20
@@ -161,11 +170,12 @@ def make_plan(config, folder: pathlib.Path, prepared: data.Prepared, seeds: rang
         return rank_hidden(hidden, params["item_table"], items, cases, ks, chunks, seen)
 
     advance = parallel.over_devices(
-        functools.partial(train.run_steps, step), layout, (False, True, False, False), donate=(1,)
+        functools.partial(train.run_steps, step), layout, (False, True, False, streamed), donate=(1,)
     )
+    checked = functools.partial(train.run_checked, train.check_step(step), step.feed_axis)
     programs = Programs(
         init=parallel.over_seeds(init, layout, (True, True)),
-        advance=functools.partial(train.run_checked, train.check_step(step)) if config.debug else advance,
+        advance=checked if config.debug else advance,
         weights=item_table.weights,
         evaluate=parallel.over_seeds(rank, layout, (True, False, False)),
     )
@@ -174,11 +184,43 @@ def make_plan(config, folder: pathlib.Path, prepared: data.Prepared, seeds: rang
         dropout=np.float32(config.model.dropout),
         negative_weight=np.float32(config.loss.negative_weight),
     )
+    splits, items = make_splits(prepared, config.eval.rolling_history), rows.items
+    blocks = None
+    if streamed:
+        draw = functools.partial(train.draw_users, batch_size=config.batch_size, num_users=len(rows.train_users),
+                                 pool_size=pool_size)  # fmt: skip
+        blocks = stream.Stream(rows, jax.jit(draw), layout.num_rows, config.batch_size, model.max_len, num_items,
+                               history_size)  # fmt: skip
+        looked_at = None if config.eval.filter_seen else model.max_len
+        items, cases = stream.evaluated_rows(items, [split.cases for split in splits.values()], looked_at)
+        splits = {name: split._replace(cases=own) for (name, split), own in zip(splits.items(), cases, strict=True)}
     return Plan(
-        config, folder, seeds, layout, programs, dataset, tables,
-        make_splits(prepared, config.eval.rolling_history),
+        config, folder, seeds, layout, programs, dataset, blocks, items, tables, splits,
         np.asarray(prepared.item_counts), hyper, steps_per_epoch,
     )  # fmt: skip
+
+
+def is_streamed(config, prepared: data.Prepared, num_seeds: int) -> bool:
+    """What `data.stream` comes to: auto compares the training data with the memory that is free."""
+    if config.data.stream != "auto":
+        return config.data.stream == "on"
+    devices = jax.local_devices()[:num_seeds]
+    there = memory.device_bytes(devices[0])
+    return there is not None and copies_on(devices) * data.training_bytes(prepared) > STREAM_SHARE * there
+
+
+def copies_on(devices) -> int:
+    """How many copies of what all devices have lie in one memory: fake devices share the host's."""
+    return len(devices) if devices[0].platform == "cpu" else 1
+
+
+def drawn_from(plan: Plan, state: train.TrainState, step: int) -> Iterator[tuple[int, Any]]:
+    """What the steps from `step` on draw from: (one past the last of them, what `advance` takes), in their order."""
+    if plan.stream is None:
+        yield plan.last_step, plan.dataset
+    else:
+        put = functools.partial(parallel.put_per_seed, plan.layout)
+        yield from stream.load(plan.stream, state.key, step, plan.last_step, put)
 
 
 def item_table_form(config, num_items: int) -> str:
@@ -202,7 +244,7 @@ def with_item_table(config, num_items: int):
     return config_lib.resolve(changed)
 
 
-def make_buckets(config, dataset: Dataset, num_seeds: int) -> tuple[buckets.Bucket, ...]:
+def make_buckets(config, dataset: Dataset | data.Rows, num_seeds: int) -> tuple[buckets.Bucket, ...]:
     """How batches are cut so that few pads are computed; () where every sequence is to be padded to max_len."""
     drawn = config_lib.distributions(config_lib.flatten(config))
     alone = "popularity_cohort" in drawn or config.sampler.scope == "position" or config.method in CHOSEN_AT_RANDOM
@@ -248,16 +290,18 @@ def needed_bytes(plan: Plan) -> Needed:
     layout, cases = plan.layout, plan.splits["test"].cases
     keys = parallel.seed_keys(layout, plan.config.seed, plan.seeds.start)
     state = jax.eval_shape(plan.programs.init, keys, parallel.repeat(layout, plan.hyper))
-    copies = layout.mesh.size if layout.mesh.devices.flat[0].platform == "cpu" else 1  # fake devices share the host's
-    advance = parallel.on_one_device(plan.programs.advance, layout, (None, True, False, False),
-                                     np.int32(1), state, plan.tables, plan.dataset)  # fmt: skip
+    copies = copies_on(layout.mesh.devices.flat)
+    source = plan.dataset if plan.stream is None else stream.shapes(plan.stream)
+    ahead = 0 if plan.stream is None else stream.AHEAD * memory.tree_bytes(source) // layout.mesh.size
+    advance = parallel.on_one_device(plan.programs.advance, layout, (None, True, False, plan.stream is not None),
+                                     np.int32(1), state, plan.tables, source)  # fmt: skip
     rank = parallel.on_one_device(plan.programs.evaluate, layout, (True, False, False),
-                                  jax.eval_shape(plan.programs.weights, state.params), plan.dataset.items,
+                                  jax.eval_shape(plan.programs.weights, state.params), plan.items,
                                   cases)  # fmt: skip
     states = memory.tree_bytes(state) // layout.mesh.size
     return Needed(*(copies * number for number in (
-        memory.tree_bytes((plan.dataset, plan.tables, cases)), states, memory.peak_bytes(advance, donated=True),
-        memory.peak_bytes(rank) + states)))  # fmt: skip
+        memory.tree_bytes((plan.dataset or plan.items, plan.tables, cases)), states,
+        memory.peak_bytes(advance, donated=True) + ahead, memory.peak_bytes(rank) + states + ahead)))  # fmt: skip
 
 
 def available_bytes(layout: parallel.Layout) -> int | None:
@@ -279,4 +323,6 @@ def on_devices(plan: Plan) -> Plan:
     """The plan with its data on the devices."""
     put = functools.partial(parallel.put_shared, plan.layout)
     splits = {name: split._replace(cases=put(split.cases)) for name, split in plan.splits.items()}
-    return plan._replace(dataset=put(plan.dataset), tables=put(plan.tables), splits=splits)
+    dataset = put(plan.dataset)
+    items = put(plan.items) if dataset is None else dataset.items
+    return plan._replace(dataset=dataset, items=items, tables=put(plan.tables), splits=splits)
