@@ -195,6 +195,8 @@ FIELDS: dict[str, Field] = {
     "eval.opauc_betas": Field((), tuple, SHARES, "columns opauc@beta: AUC up to these false positive rates; 1: AUC"),
     "eval.filter_seen": Field(False, bool, ANY, "leave a user's earlier items out of the ranking"),
     "eval.rolling_history": Field(False, bool, ANY, "a test user's earlier test items join the history"),
+    "eval.max_users": Field(0, int, _at_least(0), "rank the cases of this many users of each split only, drawn at "
+                                                  "random and the same in every run; 0: of all"),
     "eval.memory_mb": Field(256, int, _at_least(1, 10**6), "bound on the scores held at once"),
     "eval.empty_balance": Field(None, float, Rule("nan or 1", lambda value: math.isnan(value) or value == 1),
                                 "Balance where nothing is hit, or a cohort is empty"),

@@ -184,7 +184,7 @@ def make_plan(config, folder: pathlib.Path, prepared: data.Prepared, seeds: rang
         dropout=np.float32(config.model.dropout),
         negative_weight=np.float32(config.loss.negative_weight),
     )
-    splits, items = make_splits(prepared, config.eval.rolling_history), rows.items
+    splits, items = make_splits(prepared, config.eval.rolling_history, config.eval.max_users), rows.items
     blocks = None
     if streamed:
         draw = functools.partial(train.draw_users, batch_size=config.batch_size, num_users=len(rows.train_users),
@@ -255,9 +255,9 @@ def make_buckets(config, dataset: Dataset | data.Rows, num_seeds: int) -> tuple[
     return buckets.choose_buckets(lengths, config.batch_size, config.model.max_len, config.num_buckets, overflow)
 
 
-def make_splits(prepared: data.Prepared, rolling: bool) -> dict[str, Split]:
+def make_splits(prepared: data.Prepared, rolling: bool, max_users: int) -> dict[str, Split]:
     """The cases of every split, of equal shapes, with the cohorts of their targets."""
-    found = {name: data.evaluation_cases(prepared, name, rolling) for name in SPLITS}
+    found = {name: data.evaluation_cases(prepared, name, rolling, max_users) for name in SPLITS}
     sizes = [max(len(part) for part in parts) for parts in zip(*found.values(), strict=True)]
     splits = {}
     for name, cases in found.items():

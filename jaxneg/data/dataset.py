@@ -184,17 +184,20 @@ def draw_batch(
     return Batch(sequence[:, :-1], targets, history, last - first)
 
 
-def evaluation_cases(prepared: Prepared, split: str, rolling: bool = False) -> EvalCases:
+def evaluation_cases(prepared: Prepared, split: str, rolling: bool = False, max_users: int = 0) -> EvalCases:
     """The cases of split "valid" or "test" (arXiv 2410.17276, evaluation), as NumPy arrays in (user, time) order.
 
     Validation: every validation row of a user with a training row, ranked from the training history. Test: every
     test row of a user with a training or validation row, ranked from both. With `rolling`, the split's earlier
-    rows of the user join the history, so every case has its own.
+    rows of the user join the history, so every case has its own. `max_users`: only the cases of that many users, the
+    same ones at every call; 0: of all.
     """
     start = np.asarray(prepared.user_start[:-1])
     ends = {"valid": (prepared.train_end, prepared.valid_end), "test": (prepared.valid_end, prepared.user_start[1:])}
     history_end, split_end = (np.asarray(bound) for bound in ends[split])
     user = np.flatnonzero((history_end > start) & (split_end > history_end))
+    if 0 < max_users < len(user):
+        user = np.sort(np.random.default_rng(0).choice(user, max_users, replace=False))
     count = (split_end - history_end)[user]
     case_user = np.repeat(user, count)
     row = rows_of_windows(history_end[user], split_end[user])[0]
