@@ -249,7 +249,9 @@ def resume(plan: Plan, checkpoints: checkpoint.Checkpoints, about: dict) -> tupl
     keys = parallel.seed_keys(layout, plan.config.seed, plan.seeds.start)
     state = plan.programs.init(keys, parallel.repeat(layout, plan.hyper))
     ranks = np.zeros((layout.num_seeds, num_cases), np.int32)
-    params = jax.device_get(parallel.take(layout, plan.programs.weights(state.params)))
+    # Of the shapes only: the first evaluation improves on every seed's -1, and puts the weights here.
+    params = jax.tree.map(lambda x: np.zeros((layout.num_seeds, *x.shape[1:]), x.dtype),
+                          jax.eval_shape(plan.programs.weights, state.params))  # fmt: skip
     progress = Progress(0, np.full(layout.num_seeds, -1.0), ranks, ranks, params, 0.0, 0.0)
     stored = checkpoints.restore((parallel.take(layout, state), progress))
     if stored is None:
@@ -294,8 +296,11 @@ def evaluate_seeds(plan: Plan, epoch: int, state: train.TrainState, progress: Pr
     best_params = progress.best_params
     if improved.any():
         params = jax.device_get(parallel.take(plan.layout, weights))
-        best_params = jax.tree.map(lambda new, old: np.where(improved.reshape(-1, *[1] * (new.ndim - 1)), new, old),
-                                   params, best_params)  # fmt: skip
+        if improved.all():  # no third copy of a large table
+            best_params = params
+        else:
+            best_params = jax.tree.map(
+                lambda new, old: np.where(improved.reshape(-1, *[1] * (new.ndim - 1)), new, old), params, best_params)
     writer.append_rows(plan.folder / "metrics.jsonl", rows)
     seconds = progress.eval_seconds + time.perf_counter() - start
     state = state._replace(loss_sum=jnp.zeros_like(state.loss_sum))
