@@ -73,7 +73,7 @@ class Checkpoints:
         ))  # fmt: skip
 
     def restore(self, like: Any) -> tuple[Any, dict] | None:
-        """The newest sound (tree, about); the tree in the structure of `like`, of NumPy arrays and keys.
+        """The newest sound (tree, about); the tree has the structure and the shapes of `like`: NumPy arrays and keys.
 
         None where there is no checkpoint. A damaged one is told of on stderr and deleted, and the one before it used.
         Raises InputError if all are damaged.
@@ -98,8 +98,8 @@ class Checkpoints:
 
     def _read(self, step: int, like: Any) -> tuple[Any, dict]:
         about = dict(self._manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore())).about)
-        wanted, structure = jax.tree.flatten(jax.tree.map(_stored, like))
-        found = [np.broadcast_to(np.zeros((), leaf.dtype), shape)
+        wanted, structure = jax.tree.flatten(like)
+        found = [np.broadcast_to(np.zeros((), np.uint32 if _is_key(leaf) else np.result_type(leaf)), shape)
                  for leaf, shape in zip(wanted, about.pop("shapes"), strict=True)]  # fmt: skip
         args = ocp.args.Composite(state=ocp.args.StandardRestore(structure.unflatten(found)))
         state = self._manager.restore(step, args=args).state
@@ -138,7 +138,7 @@ class Checkpoints:
 
 
 def checksum(tree: Any) -> list[str]:
-    """For each array its type, its shape and the sum of its elements' bits, each place with an odd weight, modulo 2**32.
+    """For each array its type, shape and the sum of its elements' bits, each place with an odd weight, modulo 2**32.
 
     So a change of any one element shows, and of any others but for one chance in 2**32. An array that is split among
     hosts has the sum that it has in one piece.
@@ -173,7 +173,7 @@ def _as_wanted(saved: np.ndarray, like: Any) -> Any:
 
 
 def _is_key(leaf: Any) -> bool:
-    return isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return hasattr(leaf, "dtype") and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _stored(leaf: Any) -> np.ndarray | jax.Array:

@@ -144,6 +144,9 @@ FIELDS: dict[str, Field] = {
     "data.sort_ties_by_item": Field(False, bool, ANY, "order a user's equal times by item, not by row"),
     "data.event": Field("", str, ANY, "keep only this event of a file with events; empty: all"),
     "data.recent_days": Field(7.0, float, POSITIVE, "last days of training that the recent baseline counts"),
+    "data.stream": Field("auto", str, _one_of("auto", "on", "off"),
+                         "the host reads the batches from the prepared files, ahead of the steps, and the training "
+                         "data is not on the device; auto: where it would take a quarter of the free memory"),
     "data.synthetic.num_rows": Field(100_000, int, _at_least(1), "rows of the synthetic data (format=synthetic)"),
     "data.synthetic.num_users": Field(2_000, int, _at_least(1), "its users"),
     "data.synthetic.num_items": Field(1_000, int, _at_least(2), "its items"),
@@ -195,6 +198,8 @@ FIELDS: dict[str, Field] = {
     "eval.opauc_betas": Field((), tuple, SHARES, "columns opauc@beta: AUC up to these false positive rates; 1: AUC"),
     "eval.filter_seen": Field(False, bool, ANY, "leave a user's earlier items out of the ranking"),
     "eval.rolling_history": Field(False, bool, ANY, "a test user's earlier test items join the history"),
+    "eval.max_users": Field(0, int, _at_least(0), "rank the cases of this many users of each split only, drawn at "
+                                                  "random and the same in every run; 0: of all"),
     "eval.memory_mb": Field(256, int, _at_least(1, 10**6), "bound on the scores held at once"),
     "eval.empty_balance": Field(None, float, Rule("nan or 1", lambda value: math.isnan(value) or value == 1),
                                 "Balance where nothing is hit, or a cohort is empty"),
@@ -372,9 +377,9 @@ def _conflicts(values: Mapping[str, Any]) -> list[str]:
         wrong.append("config.debug=True checks a step on one device: set config.mesh.data and config.mesh.model to 1")
     if values["mesh.model"] > 1 and (values["optimizer.item_table"] == "dense" or values["reference"]
                                      or values["method"] == "catalogue"):  # fmt: skip
-        wrong.append(f"config.mesh.model={values['mesh.model']} splits the rows of the item table, which only the sparse "
-                     "form can do: set it 1, or config.optimizer.item_table=sparse without config.reference and with "
-                     "another method than catalogue")
+        wrong.append(f"config.mesh.model={values['mesh.model']} splits the rows of the item table, which only the "
+                     "sparse form can do: set it 1, or config.optimizer.item_table=sparse without config.reference and "
+                     "with another method than catalogue")
     if values["optimizer.item_table"] == "sparse" and values["reference"]:
         wrong.append("config.optimizer.item_table=sparse can not go with config.reference=True: the released code "
                      "moves the row of every item at every step; set it dense")

@@ -6,6 +6,7 @@ import json
 import pathlib
 import sys
 import time
+from contextlib import closing
 from typing import NamedTuple
 
 import jax
@@ -20,7 +21,17 @@ from jaxneg import config as config_lib
 from jaxneg.data import dataset as data
 from jaxneg.data import prepare, synthetic
 from jaxneg.errors import InputError
-from jaxneg.plan import SPLITS, Plan, Split, fitting_plan, make_splits, max_history, rank_hidden, with_item_table
+from jaxneg.plan import (
+    SPLITS,
+    Plan,
+    Split,
+    drawn_from,
+    fitting_plan,
+    make_splits,
+    max_history,
+    rank_hidden,
+    with_item_table,
+)
 
 DISPATCH_SECONDS = 2.0  # about how long a device program trains before the host looks at signals and clocks again
 
@@ -117,7 +128,7 @@ def rank_baselines(plan: Plan, prepared: data.Prepared) -> list[dict]:
     recent = f"popularity_last_{plan.config.data.recent_days:g}_days"
     counted = {"popularity_baseline": prepared.item_counts, recent: prepared.recent_counts}
     config, ks = plan.config, tuple(plan.config.eval.ks)
-    splits = make_splits(prepared, config.eval.rolling_history)
+    splits = make_splits(prepared, config.eval.rolling_history, config.eval.max_users)
     seen = max_history(prepared, config.eval.rolling_history) if config.eval.filter_seen else 0
     chunks = evaluate.choose_chunks(prepared.num_items, 1, 1, config.eval.memory_mb * 2**20)
     rank = jax.jit(lambda table, items, cases: rank_hidden(
@@ -174,16 +185,19 @@ def train_seeds(plan: Plan, record: dict) -> tuple[Progress, np.ndarray]:
         where = f" after step {step:,} of {plan.last_step:,}; it is saved, and the same command goes on from there"
         raise signals.Stopped(number, where)
 
-    with signals.noted() as received, tqdm(
+    with closing(drawn_from(plan, state, first)) as sources, signals.noted() as received, tqdm(
         total=plan.last_step, initial=step, unit="step", desc=describe(plan), dynamic_ncols=True,
         mininterval=0.5 if sys.stderr.isatty() else 30, disable=not hosts.is_first(),
     ) as bar:  # fmt: skip
-        count = 1
+        count, held = 1, first
         for epoch in evaluation_epochs(plan.config):
             until = epoch * plan.steps_per_epoch
             while step < until:
-                start, count = time.perf_counter(), min(count, until - step)
-                state = advance(plan, count, state)
+                start = time.perf_counter()
+                if step == held:
+                    held, source = next(sources)
+                count = min(count, until - step, held - step)
+                state = advance(plan, count, state, source)
                 step += count
                 told = loss_in_words(plan, state, step - progress.evaluated_step)
                 seconds = time.perf_counter() - start
@@ -222,10 +236,13 @@ def seeds_own(plan: Plan, values: jax.Array) -> np.ndarray:
     return np.asarray(parallel.take(plan.layout, values))
 
 
-def advance(plan: Plan, count: int, state: train.TrainState) -> train.TrainState:
-    """`count` steps of all seeds. With `debug`, raises InputError naming the operation whose result is not a number."""
+def advance(plan: Plan, count: int, state: train.TrainState, source) -> train.TrainState:
+    """`count` steps of all seeds, from what `plan.drawn_from` gave for them.
+
+    With `debug`, raises InputError naming the operation whose result is not a number.
+    """
     try:
-        return plan.programs.advance(np.int32(count), state, plan.tables, plan.dataset)
+        return plan.programs.advance(np.int32(count), state, plan.tables, source)
     except FloatingPointError as error:
         raise InputError(f"config.debug: {error}") from error
 
@@ -282,9 +299,11 @@ def resume(plan: Plan, checkpoints: checkpoint.Checkpoints, about: dict) -> tupl
     keys = parallel.seed_keys(layout, plan.config.seed, plan.seeds.start)
     state = plan.programs.init(keys, parallel.repeat(layout, plan.hyper))
     ranks = np.zeros((layout.num_seeds, num_cases), np.int32)
-    params = jax.device_get(parallel.take(layout, plan.programs.weights(state.params)))
+    # Of the shapes only: the first evaluation improves on every seed's -1, and puts the weights here.
+    like = parallel.shapes_of_taken(layout, (plan.programs.weights(state.params), state))
+    params = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like[0])
     progress = Progress(0, np.full(layout.num_seeds, -1.0), ranks, ranks, params, 0.0, 0.0)
-    stored = checkpoints.restore((parallel.take(layout, state), progress))
+    stored = checkpoints.restore((like[1], progress))
     if stored is None:
         return state, progress
     (old_state, progress), theirs = stored
@@ -307,7 +326,7 @@ def evaluate_seeds(plan: Plan, epoch: int, state: train.TrainState, progress: Pr
     """
     start, step = time.perf_counter(), epoch * plan.steps_per_epoch
     weights = plan.programs.weights(state.params)
-    computed = {split: plan.programs.evaluate(weights, plan.dataset.items, plan.splits[split].cases)
+    computed = {split: plan.programs.evaluate(weights, plan.items, plan.splits[split].cases)
                 for split in SPLITS}  # fmt: skip
     if not computed_before(computed, received):
         return None
@@ -330,8 +349,11 @@ def evaluate_seeds(plan: Plan, epoch: int, state: train.TrainState, progress: Pr
     best_params = progress.best_params
     if improved.any():
         params = jax.device_get(parallel.take(plan.layout, weights))
-        best_params = jax.tree.map(lambda new, old: np.where(improved.reshape(-1, *[1] * (new.ndim - 1)), new, old),
-                                   params, best_params)  # fmt: skip
+        if improved.all():  # no third copy of a large table
+            best_params = params
+        else:
+            best_params = jax.tree.map(
+                lambda new, old: np.where(improved.reshape(-1, *[1] * (new.ndim - 1)), new, old), params, best_params)
     if hosts.is_first():
         writer.append_rows(plan.folder / "metrics.jsonl", rows)
     seconds = progress.eval_seconds + time.perf_counter() - start

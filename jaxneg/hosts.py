@@ -35,8 +35,9 @@ def join(found: Hosts) -> None:
         jax.distributed.initialize(
             found.coordinator, found.num_processes, found.process_id, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
     except (ValueError, RuntimeError, TypeError) as error:
-        raise InputError(f"--multihost: the hosts can not be joined ({' '.join(str(error).split())[:200]}); without "
-                         "a cluster that tells, give --coordinator=HOST:PORT, --num_processes and --process_id") from error
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"--multihost: the hosts can not be joined ({reason}); without a cluster that tells, give "
+                         "--coordinator=HOST:PORT, --num_processes and --process_id") from error  # fmt: skip
 
 
 def is_first() -> bool:
@@ -98,8 +99,9 @@ def losses_told() -> Iterator[None]:
         if jax.process_count() == 1 or not LOST.search(str(error)):
             raise
         reason = " ".join(str(error).split())[:160]
-        print(f"jaxneg: host {jax.process_index()} of {jax.process_count()} lost another host ({reason}); what was saved "
-              "is good: the same command, started on all hosts again, goes on", file=sys.stderr, flush=True)  # fmt: skip
+        which = f"host {jax.process_index()} of {jax.process_count()}"
+        print(f"jaxneg: {which} lost another host ({reason}); what was saved is good: the same command, started on all "
+              "hosts again, goes on", file=sys.stderr, flush=True)  # fmt: skip
         os._exit(LOST_HOST)
 
 

@@ -74,8 +74,8 @@ def seed_layout(
                  and num_seeds % (len(devices) // (size * model)) == 0]  # fmt: skip
         if not sizes:
             raise InputError(f"the {len(devices)} devices of all hosts can not share {num_seeds} seeds evenly with "
-                             f"{named} and config.batch_size={batch_size}: set mesh.data so that devices / data / model "
-                             "divides config.num_seeds")  # fmt: skip
+                             f"{named} and config.batch_size={batch_size}: set mesh.data so that devices / data / "
+                             "model divides config.num_seeds")  # fmt: skip
         data = sizes[0]
         groups = len(devices) // (data * model)
     num_rows = -(-num_seeds // groups) * groups
@@ -175,8 +175,18 @@ def take(layout: Layout, tree: Any) -> Any:
     return jax.tree.map(own, tree, is_leaf=_is_sharded)
 
 
+def shapes_of_taken(layout: Layout, tree: Any) -> Any:
+    """The shapes of what `take` gives."""
+    def shape(leaf):
+        array = leaf.own if isinstance(leaf, Sharded) else leaf
+        rest = (leaf.length, *array.shape[2:]) if isinstance(leaf, Sharded) else array.shape[1:]
+        return jax.ShapeDtypeStruct((layout.num_seeds, *rest), array.dtype)
+
+    return jax.tree.map(shape, tree, is_leaf=_is_sharded)
+
+
 def stored(layout: Layout, tree: Any) -> Any:
-    """What to save of a tree with a seed axis: what `take` gives; of several hosts, arrays that are split among them."""
+    """What to save of a tree with a seed axis: what `take` gives; of several hosts, arrays that they share."""
     if jax.process_count() == 1:
         return take(layout, tree)
     return jax.tree.map(lambda leaf: leaf.own if isinstance(leaf, Sharded) else leaf, tree, is_leaf=_is_sharded)

@@ -4,6 +4,7 @@ import functools
 import math
 import pathlib
 import sys
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +13,7 @@ import numpy as np
 
 from jaxneg import config as config_lib
 from jaxneg import evaluate, hosts, losses, memory, optimizer, parallel, run_folder, samplers, train
-from jaxneg.data import buckets
+from jaxneg.data import buckets, stream
 from jaxneg.data import dataset as data
 from jaxneg.errors import InputError
 from jaxneg.models import sasrec
@@ -22,6 +23,7 @@ SPLITS = ("valid", "test")
 CHOSEN_AT_RANDOM = ("dns", "softmax_hard")  # or may be: each position has its own choice
 BUCKET_OVERFLOW = 1e-3  # chance that a batch is too long for one of its buckets and has to be padded
 MOST_STEPS = 2**31 - 1  # TrainState.step is int32
+STREAM_SHARE = 0.25  # of what is free: data beyond that is streamed, so that weights and activations have room
 MEMORY_SHARE = 0.9  # of what is free, for a chunk of seeds that is chosen to fit
 
 
@@ -40,7 +42,7 @@ class Programs(NamedTuple):
     """The compiled programs of a run, each for all seeds at once."""
 
     init: Any  # (keys, hyper) -> state
-    advance: Any  # (number of steps, state, tables, dataset) -> state
+    advance: Any  # (number of steps, state, tables, dataset or stream.Block) -> state
     weights: Any  # state's params -> {"item_table": [S, V+1, D], "encoder": ...}, however they are kept
     evaluate: Any  # (weights, items, cases) -> num_above [C], num_tied [C], exposure [K, V+1] (and fill)
 
@@ -53,7 +55,9 @@ class Plan(NamedTuple):
     seeds: range  # those that this plan trains, side by side
     layout: parallel.Layout
     programs: Programs
-    dataset: Dataset
+    dataset: Dataset | None  # None: batches are streamed
+    stream: stream.Stream | None  # where they are
+    items: Any  # what the histories of the cases are windows of
     tables: Any
     splits: dict[str, Split]
     item_counts: np.ndarray
@@ -119,9 +123,12 @@ def make_plan(config, folder: pathlib.Path, prepared: data.Prepared, seeds: rang
     settings = samplers.Settings(**{name: config.sampler[name] for name in samplers.Settings._fields})
     method = samplers.make(config.method, num_items, settings)
     model = sasrec.SASRec(**{name: config.model[name] for name in sasrec.SETTINGS})
-    dataset = data.training_set(prepared)
-    targets = data.target_counts(dataset, model.max_len, num_items)
     layout = seed_layout(config, len(seeds))
+    streamed = is_streamed(config, prepared, layout)
+    rows = data.training_rows(prepared)
+    dataset = None if streamed else data.training_set(prepared)
+    history_size = data.longest_history_of_rows(rows, num_items) if streamed else data.longest_history(dataset)
+    targets = data.target_counts(rows, model.max_len, num_items)
     tables = split_by_item(layout, method.proposal.init(np.asarray(prepared.item_counts), targets), num_items)
     adam = optimizer.adam(
         config.optimizer.b1, config.optimizer.b2, config.optimizer.epsilon, config.optimizer.tensorflow_epsilon
@@ -136,6 +143,7 @@ def make_plan(config, folder: pathlib.Path, prepared: data.Prepared, seeds: rang
                          f"steps each, since steps are counted to {MOST_STEPS:,}")  # fmt: skip
     loss_settings = losses.Settings(**{name: config.loss[name] for name in losses.Settings._fields})
     unselected = method.num_candidates - method.num_kept if config.loss.keep_unselected else 0
+    pool_size = None if math.isinf(config.osf) else max(1, math.floor(config.osf * steps_per_epoch))
     step = train.make_step(
         model=model,
         method=method,
@@ -145,10 +153,11 @@ def make_plan(config, folder: pathlib.Path, prepared: data.Prepared, seeds: rang
         part=parallel.part_of_batch(layout),
         batch_size=config.batch_size,
         num_items=num_items,
-        history_size=data.longest_history(dataset),
-        buckets=make_buckets(config, dataset, len(seeds), layout.devices_per_seed),
-        pool_size=None if math.isinf(config.osf) else max(1, math.floor(config.osf * steps_per_epoch)),
+        history_size=history_size,
+        buckets=make_buckets(config, rows, len(seeds), layout.devices_per_seed),
+        pool_size=pool_size,
         count_pads=config.loss.count_pads,
+        streamed=streamed,
     )
     budget = config.eval.memory_mb * 2**20
     chunks = evaluate.choose_chunks(num_items, model.width, layout.seeds_per_device, budget)
@@ -168,19 +177,34 @@ def make_plan(config, folder: pathlib.Path, prepared: data.Prepared, seeds: rang
         num_above, num_tied, exposure = rank_hidden(hidden, params["item_table"], items, cases, ks, chunks, seen)
         return num_above, num_tied, parallel.total_over_data(layout, exposure)
 
-    dataset = Dataset(*(parallel.split(layout, "data", rows) for rows in dataset))
+    splits = make_splits(prepared, config.eval.rolling_history, config.eval.max_users, layout.mesh.shape["data"])
+    blocks, items = None, rows.items
+    if streamed:
+        draw = functools.partial(train.draw_users, batch_size=config.batch_size, num_users=len(rows.train_users),
+                                 pool_size=pool_size)  # fmt: skip
+        blocks = stream.Stream(rows, jax.jit(draw), layout.num_rows, config.batch_size, model.max_len, num_items,
+                               history_size)  # fmt: skip
+        looked_at = None if config.eval.filter_seen else model.max_len
+        items, cases = stream.evaluated_rows(items, [split.cases for split in splits.values()], looked_at)
+        splits = {name: split._replace(cases=own) for (name, split), own in zip(splits.items(), cases, strict=True)}
+        items = parallel.split(layout, "data", items)
+    else:
+        dataset = Dataset(*(parallel.split(layout, "data", part) for part in dataset))
+        items = dataset.items
     make_state = parallel.made_on_devices(init, layout)
     state_specs = parallel.specs(state_shapes(layout, make_state), parallel.SEED)
     advance = parallel.over_devices(
         functools.partial(train.run_steps, step), layout,
-        (False, state_specs, parallel.specs(tables), parallel.specs(dataset)), donate=(1,), out_specs=state_specs,
+        (False, state_specs, parallel.specs(tables), True if streamed else parallel.specs(dataset)), donate=(1,),
+        out_specs=state_specs,
     )  # fmt: skip
+    checked = functools.partial(train.run_checked, train.check_step(step), step.feed_axis)
     programs = Programs(
         init=make_state,
-        advance=functools.partial(train.run_checked, train.check_step(step)) if config.debug else advance,
+        advance=checked if config.debug else advance,
         weights=item_table.weights,
         evaluate=parallel.over_seeds(
-            rank, layout, (state_specs.params, parallel.specs(dataset.items), parallel.DATA),
+            rank, layout, (state_specs.params, parallel.specs(items), parallel.DATA),
             out_specs=parallel.EVALUATED),
     )
     hyper = train.Hyper(
@@ -189,8 +213,7 @@ def make_plan(config, folder: pathlib.Path, prepared: data.Prepared, seeds: rang
         negative_weight=np.float32(config.loss.negative_weight),
     )
     return Plan(
-        config, folder, seeds, layout, programs, dataset, tables,
-        make_splits(prepared, config.eval.rolling_history, layout.mesh.shape["data"]),
+        config, folder, seeds, layout, programs, dataset, blocks, items, tables, splits,
         np.asarray(prepared.item_counts), hyper, steps_per_epoch,
     )  # fmt: skip
 
@@ -207,6 +230,31 @@ def split_by_item(layout: parallel.Layout, tables: Any, num_items: int) -> Any:
         return parallel.split(layout, "model", table) if len(table) in (num_items, num_items + 1) else table
 
     return jax.tree.map(part, tables)
+
+
+def is_streamed(config, prepared: data.Prepared, layout: parallel.Layout) -> bool:
+    """What `data.stream` comes to: auto compares the training data with the memory that is free."""
+    if config.data.stream != "auto":
+        return config.data.stream == "on"
+    there = available_bytes(layout)
+    held = data.training_bytes(prepared) // layout.mesh.shape["data"]
+    return there is not None and copies_on(layout) * held > STREAM_SHARE * there
+
+
+def copies_on(layout: parallel.Layout) -> int:
+    """How many copies of what all devices have lie in one memory: fake devices share the host's."""
+    devices = layout.mesh.local_devices
+    return len(devices) if devices[0].platform == "cpu" else 1
+
+
+def drawn_from(plan: Plan, state: train.TrainState, step: int) -> Iterator[tuple[int, Any]]:
+    """What the steps from `step` on draw from: (one past the last of them, what `advance` takes), in their order."""
+    if plan.stream is None:
+        yield plan.last_step, plan.dataset
+    else:
+        put = functools.partial(parallel.put_per_seed, plan.layout)
+        keys = jax.random.wrap_key_data(jnp.asarray(hosts.whole(jax.random.key_data(state.key))))
+        yield from stream.load(plan.stream, keys, step, plan.last_step, put)
 
 
 def item_table_form(config, num_items: int) -> str:
@@ -230,7 +278,7 @@ def with_item_table(config, num_items: int):
     return config_lib.resolve(changed)
 
 
-def make_buckets(config, dataset: Dataset, num_seeds: int, parts: int = 1) -> tuple[buckets.Bucket, ...]:
+def make_buckets(config, dataset: Dataset | data.Rows, num_seeds: int, parts: int = 1) -> tuple[buckets.Bucket, ...]:
     """How batches are cut so that few pads are computed; () where every sequence is to be padded to max_len."""
     drawn = config_lib.distributions(config_lib.flatten(config))
     alone = "popularity_cohort" in drawn or config.sampler.scope == "position" or config.method in CHOSEN_AT_RANDOM
@@ -241,9 +289,9 @@ def make_buckets(config, dataset: Dataset, num_seeds: int, parts: int = 1) -> tu
     return buckets.choose_buckets(lengths, config.batch_size, config.model.max_len, config.num_buckets, overflow, parts)
 
 
-def make_splits(prepared: data.Prepared, rolling: bool, parts: int = 1) -> dict[str, Split]:
+def make_splits(prepared: data.Prepared, rolling: bool, max_users: int, parts: int = 1) -> dict[str, Split]:
     """The cases of every split, of equal shapes, each split cut in `parts` of equal shapes for as many devices."""
-    found = {name: data.evaluation_cases(prepared, name, rolling) for name in SPLITS}
+    found = {name: data.evaluation_cases(prepared, name, rolling, max_users) for name in SPLITS}
     cut = {name: data.cut_cases(cases, parts) for name, cases in found.items()}
     sizes = [max(len(field) for pieces in cut.values() for field in (piece[index] for piece in pieces))
              for index in range(len(EvalCases._fields))]  # fmt: skip
@@ -282,18 +330,23 @@ def needed_bytes(plan: Plan) -> Needed:
     layout, cases = plan.layout, plan.splits["test"].cases
     state = state_shapes(layout, plan.programs.init)
     specs = parallel.specs(state, parallel.SEED)
-    tables, dataset = parallel.specs(plan.tables), parallel.specs(plan.dataset)
-    copies = layout.mesh.size if layout.mesh.devices.flat[0].platform == "cpu" else 1  # fake devices share the host's
-    advance = parallel.on_one_device(plan.programs.advance, layout, (None, specs, tables, dataset),
-                                     np.int32(1), state, plan.tables, plan.dataset)  # fmt: skip
-    rank = parallel.on_one_device(plan.programs.evaluate, layout, (specs.params, dataset.items, parallel.DATA),
-                                  jax.eval_shape(plan.programs.weights, state.params), plan.dataset.items,
-                                  cases)  # fmt: skip
+    copies = copies_on(layout)
+    source = plan.dataset if plan.stream is None else stream.shapes(plan.stream)
+    source_specs = parallel.specs(plan.dataset) if plan.stream is None else True
+    ahead = 0 if plan.stream is None else stream.AHEAD * parallel.bytes_per_device(layout, source, parallel.SEED)
+    advance = parallel.on_one_device(
+        plan.programs.advance, layout, (None, specs, parallel.specs(plan.tables), source_specs),
+        np.int32(1), state, plan.tables, source,
+    )  # fmt: skip
+    rank = parallel.on_one_device(
+        plan.programs.evaluate, layout, (specs.params, parallel.specs(plan.items), parallel.DATA),
+        jax.eval_shape(plan.programs.weights, state.params), plan.items, cases,
+    )  # fmt: skip
     states = parallel.bytes_per_device(layout, state, parallel.SEED)
-    shared = parallel.bytes_per_device(layout, (plan.dataset, plan.tables))
+    shared = parallel.bytes_per_device(layout, (plan.dataset or plan.items, plan.tables))
     return Needed(*(copies * number for number in (
         shared + parallel.bytes_per_device(layout, cases, parallel.DATA), states,
-        memory.peak_bytes(advance, donated=True), memory.peak_bytes(rank) + states)))  # fmt: skip
+        memory.peak_bytes(advance, donated=True) + ahead, memory.peak_bytes(rank) + states + ahead)))  # fmt: skip
 
 
 def state_shapes(layout: parallel.Layout, make_state: Any) -> train.TrainState:
@@ -322,4 +375,6 @@ def on_devices(plan: Plan) -> Plan:
     """The plan with its data on the devices."""
     put = functools.partial(parallel.put, plan.layout)
     splits = {name: split._replace(cases=put(split.cases, parallel.DATA)) for name, split in plan.splits.items()}
-    return plan._replace(dataset=put(plan.dataset), tables=put(plan.tables), splits=splits)
+    dataset = put(plan.dataset)
+    items = put(plan.items) if dataset is None else dataset.items
+    return plan._replace(dataset=dataset, items=items, tables=put(plan.tables), splits=splits)

@@ -18,8 +18,8 @@ from jaxneg.data import dataset as data
 from jaxneg.errors import InputError
 
 # Where or how, not what: these may change while a run is under way.
-FREE_SETTINGS = ("data.path", "data.cache_dir", "steps_per_dispatch", "eval.memory_mb", "checkpoint_seconds",
-                 "seeds_per_chunk", "mesh.data", "mesh.model", "debug")  # fmt: skip
+FREE_SETTINGS = ("data.path", "data.cache_dir", "data.stream", "steps_per_dispatch", "eval.memory_mb",
+                 "checkpoint_seconds", "seeds_per_chunk", "mesh.data", "mesh.model", "debug")  # fmt: skip
 GROWING_SETTINGS = ("num_epochs", "num_seeds")  # may become larger, with `extend`
 
 

@@ -14,6 +14,7 @@ from jax.experimental import checkify
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxneg.data import dataset as data
+from jaxneg.data import stream
 from jaxneg.data.buckets import Bucket
 from jaxneg.models import sasrec
 from jaxneg.optimizer import DENSE, Borrowed, ItemTable
@@ -115,12 +116,13 @@ class LossInputs(NamedTuple):
 class Step(NamedTuple):
     """One training step of one seed, in the parts that `run_steps` puts together."""
 
-    draw: Callable  # (state, dataset) -> (keys, Batch)
+    draw: Callable  # (state, feed) -> (keys, Batch)
     borrow: Callable  # (state, keys, batch, tables) -> (LossInputs, Borrowed)
     padded: Callable  # LossInputs -> (loss, gradient)
     update: Callable  # (state, Borrowed, loss, gradient) -> state
     in_buckets: Callable | None = None  # like `padded`, for a batch that fits; None without buckets
     fits: Callable | None = None  # Batch -> whether the buckets hold it
+    feed_axis: int | None = None  # of the seeds, in what `draw` draws from; None: all draw from the same Dataset
 
 
 def make_step(
@@ -137,6 +139,7 @@ def make_step(
     buckets: tuple[Bucket, ...] = (),
     pool_size: int | None = None,
     count_pads: bool = False,
+    streamed: bool = False,
 ) -> Step:
     """The training step of one seed: pure, and the same whatever the buckets.
 
@@ -151,6 +154,7 @@ def make_step(
         are multiples of `part.number`, as `batch_size` is.
       pool_size: number of distinct batches that the run sees, or None (see `pooled_keys`).
       count_pads: whether pads stay in the mean, as in the released code.
+      streamed: whether batches come ready in a `stream.Block`, and are not drawn from a Dataset.
     """
     padded = (Bucket(batch_size // part.number, model.max_len),)
     own_buckets = tuple(Bucket(rows // part.number, length) for rows, length in buckets)
@@ -158,11 +162,13 @@ def make_step(
         batch_loss, model=model, method=method, loss=loss, part=part, count_pads=count_pads
     )
 
-    def draw(state: TrainState, dataset: Dataset) -> tuple[StepKeys, Batch]:
+    def draw(state: TrainState, feed: Dataset | stream.Block) -> tuple[StepKeys, Batch]:
         keys = pooled_keys(state.key, state.step, pool_size)
+        if streamed:
+            return keys, stream.batch_at(feed, state.step)
         return keys, data.draw_batch(
             keys.batch,
-            dataset,
+            feed,
             batch_size=batch_size,
             max_len=model.max_len,
             num_items=num_items,
@@ -203,8 +209,9 @@ def make_step(
         loss_sum = state.loss_sum + jnp.where(alive, value, 0)
         return TrainState(params, opt_state, state.hyper, state.key, state.step + 1, loss_sum, failed_step)
 
-    step = Step(draw, borrow, functools.partial(gradient_of, padded), update)
-    return step._replace(in_buckets=functools.partial(gradient_of, own_buckets), fits=fits) if len(buckets) > 1 else step
+    step = Step(draw, borrow, functools.partial(gradient_of, padded), update, feed_axis=0 if streamed else None)
+    in_buckets = functools.partial(gradient_of, own_buckets)
+    return step._replace(in_buckets=in_buckets, fits=fits) if len(buckets) > 1 else step
 
 
 def batch_loss(
@@ -282,14 +289,26 @@ def cut_batch(batch: Batch, candidates: Candidates, buckets: tuple[Bucket, ...])
         first += rows
 
 
-def run_steps(step: Step, num_steps: Int[Array, ""], states: TrainState, tables, dataset: Dataset) -> TrainState:
+def draw_users(
+    key_data: Array, steps: Int[Array, "K"], *, batch_size: int, num_users: int, pool_size: int | None
+) -> Int[Array, "S K B"]:
+    """The users that these steps of the seeds with these run keys draw (see `stream.Stream`)."""
+    def one(key, step):
+        return data.draw_users(pooled_keys(key, step, pool_size).batch, batch_size, num_users)
+
+    keys = jax.random.wrap_key_data(key_data)
+    return jax.vmap(jax.vmap(one, in_axes=(None, 0)), in_axes=(0, None))(keys, steps)
+
+
+def run_steps(step: Step, num_steps: Int[Array, ""], states: TrainState, tables, feed) -> TrainState:
     """`num_steps` steps of several seeds in one program: every leaf of `states` has a seed axis.
 
     The number is traced, so that one compilation serves every interval. The seeds take the padded form together,
     when one of them has a batch that its buckets do not hold: a choice made per seed would compute both.
+    `feed` is the Dataset, or a `stream.Block` that has all these steps.
     """
     def body(_, states):
-        keys, batches = jax.vmap(step.draw, in_axes=(0, None))(states, dataset)
+        keys, batches = jax.vmap(step.draw, in_axes=(0, step.feed_axis))(states, feed)
         inputs, borrowed = jax.vmap(step.borrow, in_axes=(0, 0, 0, None))(states, keys, batches, tables)
         if step.in_buckets is None:
             found = jax.vmap(step.padded)(inputs)
@@ -305,24 +324,29 @@ def run_steps(step: Step, num_steps: Int[Array, ""], states: TrainState, tables,
 def check_step(step: Step) -> Callable:
     """One padded step of one seed, compiled with a check of each operation's result: (error, state)."""
 
-    def one(state: TrainState, tables, dataset: Dataset) -> TrainState:
-        keys, batch = step.draw(state, dataset)
+    def one(state: TrainState, tables, feed) -> TrainState:
+        keys, batch = step.draw(state, feed)
         inputs, borrowed = step.borrow(state, keys, batch, tables)
         return step.update(state, borrowed, *step.padded(inputs))
 
     return jax.jit(checkify.checkify(one, errors=checkify.float_checks))
 
 
-def run_checked(checked: Callable, num_steps: int, states: TrainState, tables, dataset: Dataset) -> TrainState:
+def run_checked(
+    checked: Callable, feed_axis: int | None, num_steps: int, states: TrainState, tables, feed
+) -> TrainState:
     """`run_steps` for debugging: slow, one seed and one step at a time, with `checked` of `check_step`.
+
+    `feed_axis` is the step's.
 
     Raises FloatingPointError that names the first operation whose result is not a number, and the seed and the step.
     """
     for _ in range(num_steps):
         moved = []
         for seed in range(len(states.step)):
+            own = feed if feed_axis is None else jax.tree.map(lambda x, seed=seed: x[seed], feed)
             state = jax.tree.map(lambda x, seed=seed: x[seed], states)
-            error, state = checked(state, tables, dataset)
+            error, state = checked(state, tables, own)
             if error.get():
                 what = " ".join(error.get().split()).rstrip(".")
                 raise FloatingPointError(f"step {int(state.step):,}, seed {seed} of its chunk: {what}{source(error)}")

@@ -136,15 +136,18 @@ def validation_hit_rates(
     hyper = train.Hyper(learning_rate=learning_rate, dropout=dropout, negative_weight=weight)
     keys = parallel.seed_keys(parallel.seed_layout(repeats), ROOT + config.seed)[np.arange(len(weight)) % repeats]
     state = plan.programs.init(parallel.fill(plan.layout, keys), parallel.fill(plan.layout, hyper))
-    best, step = np.full(len(weight), -1.0), 0
+    best, step, held = np.full(len(weight), -1.0), 0, 0
+    sources = plan_lib.drawn_from(plan, state, 0)
     for epoch in experiment.evaluation_epochs(plan.config):
         while step < epoch * plan.steps_per_epoch:
             left = epoch * plan.steps_per_epoch - step
-            count = min(plan.config.steps_per_dispatch or left, left)
-            state = plan.programs.advance(np.int32(count), state, plan.tables, plan.dataset)
+            if step == held:
+                held, source = next(sources)
+            count = min(plan.config.steps_per_dispatch or left, left, held - step)
+            state = plan.programs.advance(np.int32(count), state, plan.tables, source)
             step += count
         valid, weights = plan.splits["valid"], plan.programs.weights(state.params)
-        ranked = plan.programs.evaluate(weights, plan.dataset.items, valid.cases)
+        ranked = plan.programs.evaluate(weights, plan.items, valid.cases)
         above, tied = (np.asarray(part)[:, valid.place] for part in parallel.take(plan.layout, ranked[:2]))
         if above.shape[1] == 0:
             raise InputError("there is no validation case to tune on: raise config.data.valid_fraction")

@@ -1,5 +1,6 @@
-"""The same run with its batches, its data and its item table split over eight devices, and on one: the same draws, nearly
-the same weights, the same ranks from the same weights; and what travels between devices is never a table.
+"""The same run with its batches, its data and its item table split over eight devices, and on one.
+
+The same draws, nearly the same weights, the same ranks from the same weights; and no table travels between devices.
 
     XLA_FLAGS=--xla_force_host_platform_device_count=8 python tests/on_mesh.py
 """
@@ -8,7 +9,6 @@ import functools
 import math
 import pathlib
 import re
-import sys
 import tempfile
 
 import jax
@@ -21,7 +21,8 @@ from jaxneg.data import dataset as data
 NUM_SEEDS, NUM_STEPS = 2, 20
 LAYOUTS = {"on one device": (1, 1), "data over 4": (4, 1), "items over 8": (1, 8), "both": (2, 2)}
 KEY_BIAS = "['key']['bias']"  # moves by rounding alone: a softmax over keys does not feel it, and Adam scales it up
-COLLECTIVE = re.compile(r"= (\(?[^=]*?) (?:all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)(?:-start)?\(")
+COLLECTIVES = "all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute"
+COLLECTIVE = re.compile(rf"= (\(?[^=]*?) (?:{COLLECTIVES})(?:-start)?\(")
 SHAPE = re.compile(r"([a-z]+\d+)\[([\d,]*)\]")
 
 

@@ -840,7 +840,7 @@ def test_files_may_not_grow_beyond_a_limit(tmp_path):
 
 
 def test_too_little_memory_is_one_line(capsys, tmp_path, monkeypatch):
-    def run(config, workdir, extend):
+    def run(config, workdir, extend, join_hosts):
         np.empty(2**60, np.int8)
 
     monkeypatch.setattr(experiment, "run", run)

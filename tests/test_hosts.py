@@ -17,9 +17,10 @@ from jaxneg.errors import InputError
 
 REPOSITORY = pathlib.Path(__file__).parent.parent
 SETTINGS = {
-    "num_seeds": 1, "num_epochs": 30, "eval_every": 10, "batch_size": 32, "steps_per_dispatch": 2, "checkpoint_seconds": 1,
-    "data.synthetic.num_users": 600, "data.synthetic.num_rows": 12_000, "data.synthetic.num_items": 300,
-    "model.width": 16, "model.num_blocks": 1, "model.max_len": 10, "optimizer.item_table": "sparse",
+    "num_seeds": 1, "num_epochs": 30, "eval_every": 10, "batch_size": 32, "steps_per_dispatch": 2,
+    "checkpoint_seconds": 1, "data.synthetic.num_users": 600, "data.synthetic.num_rows": 12_000,
+    "data.synthetic.num_items": 300, "model.width": 16, "model.num_blocks": 1, "model.max_len": 10,
+    "optimizer.item_table": "sparse",
 }  # fmt: skip
 
 

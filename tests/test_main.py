@@ -20,7 +20,7 @@ def experiment(monkeypatch):
     """In place of jaxneg.experiment: `calls` holds what run was given; `error`, if set, is what it raises."""
     fake = types.SimpleNamespace(calls=[], error=None, extend=None)
 
-    def run(resolved, workdir, extend):
+    def run(resolved, workdir, extend, join_hosts):
         fake.calls.append((resolved, workdir))
         fake.extend = extend
         if fake.error:

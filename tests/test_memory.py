@@ -84,7 +84,7 @@ def test_seeds_that_do_not_fit_train_in_chunks(small, tmp_path, monkeypatch, cap
     ({}, 2**20, "config.batch_size"),
     ({"seeds_per_chunk": 3}, 2**20, "config.seeds_per_chunk"),
     ({"model__width": 512, "batch_size": 1, "num_seeds": 1}, 2**20, "config.model.width"),
-    ({"batch_size": 1, "num_seeds": 1, "model__width": 4}, 2**19, "config.eval.memory_mb"),
+    ({"batch_size": 1, "num_seeds": 1, "model__width": 4, "data__stream": "off"}, 2**19, "config.eval.memory_mb"),
 ])  # fmt: skip
 def test_what_does_not_fit_is_refused(small, tmp_path, monkeypatch, others, there, words):
     make, prepared = small

@@ -1,6 +1,7 @@
 """From a prepared folder to device arrays: the training set, its mini-batches, and the cases to rank."""
 
 import pathlib
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
@@ -12,6 +13,8 @@ from jaxneg import sharded
 from jaxneg.data import store
 from jaxneg.errors import InputError
 from jaxneg.types import Batch, Dataset, EvalCases
+
+CHUNK_ROWS = 1 << 22  # rows that the host works on at once: some 200 MB of temporaries
 
 
 class Prepared(NamedTuple):
@@ -42,43 +45,74 @@ def load(folder: str | pathlib.Path) -> Prepared:
     return Prepared(**{name: arrays[name] for name in Prepared._fields if name != "meta"}, meta=meta)
 
 
-def training_set(prepared: Prepared) -> Dataset:
-    """The training arrays as int32 NumPy, ready to be put on a device.
+class Rows(NamedTuple):
+    """The rows and who can be trained on, on the host; `items` stays in its file. As in `Dataset`."""
+
+    items: np.ndarray
+    user_start: np.ndarray
+    train_end: np.ndarray
+    train_users: np.ndarray
+
+
+def training_rows(prepared: Prepared) -> Rows:
+    """The rows as they lie in the prepared folder; nothing of their number is copied.
 
     Raises:
       InputError: no user has two training items, so there is nothing to learn from.
     """
-    start = np.asarray(prepared.user_start[:-1])
-    train_length = np.asarray(prepared.train_end) - start
-    train_users = np.flatnonzero(train_length >= 2)
+    start, end = np.asarray(prepared.user_start[:-1]), np.asarray(prepared.train_end)
+    train_users = np.flatnonzero(end - start >= 2)
     if len(train_users) == 0:
         raise InputError("no user has two training rows or more: there is nothing to train on")
-    history_start, history_items = _distinct_histories(prepared)
-    return Dataset(
-        items=np.asarray(prepared.items, np.int32),
-        user_start=start.astype(np.int32),
-        train_end=np.asarray(prepared.train_end, np.int32),
-        train_users=train_users.astype(np.int32),
-        history_items=history_items,
-        history_start=history_start.astype(np.int32),
-    )
+    items = np.asarray(prepared.items, np.int32)
+    return Rows(items, start.astype(np.int32), end.astype(np.int32), train_users.astype(np.int32))
 
 
-def _distinct_histories(prepared: Prepared) -> tuple[np.ndarray, np.ndarray]:
-    """Each user's distinct training items, ascending, one user after another: (start [U+1], items [G])."""
-    length = np.asarray(prepared.train_end) - np.asarray(prepared.user_start[:-1])
-    user = np.repeat(np.arange(prepared.num_users), np.diff(prepared.user_start))
-    position = np.arange(len(prepared.items))
-    in_train = position < np.asarray(prepared.train_end)[user]
-    # One integer per (user, item) pair: its sorted distinct values are the histories in order.
-    pair = np.unique(user[in_train] * np.int64(prepared.num_items + 1) + prepared.items[in_train])
-    owner, items = np.divmod(pair, prepared.num_items + 1)
-    start = np.zeros(len(length) + 1, np.int64)
-    np.cumsum(np.bincount(owner, minlength=len(length)), out=start[1:])
-    return start, items.astype(np.int32)
+def training_set(prepared: Prepared) -> Dataset:
+    """The training arrays as int32 NumPy, ready to be put on a device. Raises InputError (see `training_rows`)."""
+    rows = training_rows(prepared)
+    history_start, history_items = distinct_histories(rows.items, rows.user_start, rows.train_end, prepared.num_items)
+    return Dataset(*rows, history_items=history_items, history_start=history_start.astype(np.int32))
 
 
-def input_lengths(dataset: Dataset) -> np.ndarray:
+def training_bytes(prepared: Prepared) -> int:
+    """The most bytes that the arrays of `training_set` take."""
+    return 4 * (2 * len(prepared.items) + 4 * prepared.num_users + 1)
+
+
+def distinct_histories(
+    items: np.ndarray, start: np.ndarray, end: np.ndarray, num_items: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct items of each window items[start : end], ascending, one after another: (bounds [W+1], items [G])."""
+    counts, found = [np.zeros(1, np.int64)], []
+    for chunk in row_chunks(end - start):
+        row, owner = rows_of_windows(start[chunk], end[chunk])
+        # One integer per (window, item) pair: its sorted distinct values are the histories in order.
+        pair = np.unique(owner * np.int64(num_items + 1) + items[row])
+        owner, distinct = np.divmod(pair, num_items + 1)
+        counts.append(np.bincount(owner, minlength=chunk.stop - chunk.start))
+        found.append(distinct.astype(np.int32))
+    return np.cumsum(np.concatenate(counts)), np.concatenate(found or [np.zeros(0, np.int32)])
+
+
+def row_chunks(lengths: np.ndarray) -> Iterator[slice]:
+    """Slices of windows of these lengths, one after another, each of about CHUNK_ROWS rows."""
+    upto, first = np.cumsum(lengths, dtype=np.int64), 0
+    while first < len(lengths):
+        before = upto[first - 1] if first else 0
+        last = max(first + 1, int(np.searchsorted(upto, before + CHUNK_ROWS, side="right")))
+        yield slice(first, last)
+        first = last
+
+
+def rows_of_windows(start: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The row numbers start ... end - 1 of each window, one after another, and which window each is of."""
+    length = end.astype(np.int64) - start
+    row = np.arange(length.sum()) + np.repeat(start - (np.cumsum(length) - length), length)
+    return row, np.repeat(np.arange(len(length)), length)
+
+
+def input_lengths(dataset: Dataset | Rows) -> np.ndarray:
     """How many inputs the sequence of each user that can be drawn has, before it is cut to max_len: [E]."""
     users = np.asarray(dataset.train_users)
     return np.asarray(dataset.train_end)[users] - np.asarray(dataset.user_start)[users] - 1
@@ -89,17 +123,32 @@ def longest_history(dataset: Dataset) -> int:
     return int(np.diff(np.asarray(dataset.history_start)).max())
 
 
-def target_counts(dataset: Dataset, max_len: int, num_items: int) -> np.ndarray:
+def longest_history_of_rows(rows: Rows, num_items: int) -> int:
+    """`longest_history`, without the histories: from the users with the most rows on, while one may have more."""
+    length = rows.train_end - rows.user_start
+    users = np.argsort(-length, kind="stable")
+    longest = 0
+    for chunk in row_chunks(length[users]):
+        own = users[chunk]
+        if length[own[0]] <= longest:
+            break
+        bounds, _ = distinct_histories(rows.items, rows.user_start[own], rows.train_end[own], num_items)
+        longest = max(longest, int(np.diff(bounds).max()))
+    return longest
+
+
+def target_counts(dataset: Dataset | Rows, max_len: int, num_items: int) -> np.ndarray:
     """How often each item is a training target, over one pass through the users that can be drawn: [V+1].
 
     Users are drawn uniformly, so this is each item's expected share of a batch's positives.
     """
-    users = np.asarray(dataset.train_users)
+    users, items = np.asarray(dataset.train_users), np.asarray(dataset.items)
     end = np.asarray(dataset.train_end)[users].astype(np.int64)
     first = np.maximum(np.asarray(dataset.user_start)[users] + 1, end - max_len)
-    length = end - first
-    row = np.arange(length.sum()) + np.repeat(first - (np.cumsum(length) - length), length)
-    return np.bincount(np.asarray(dataset.items)[row], minlength=num_items + 1)
+    counts = np.zeros(num_items + 1, np.int64)
+    for chunk in row_chunks(end - first):
+        counts += np.bincount(items[rows_of_windows(first[chunk], end[chunk])[0]], minlength=num_items + 1)
+    return counts
 
 
 def windows(items: sharded.Table, start: Int[Array, "Q"], end: Int[Array, "Q"], max_len: int) -> Int[Array, "Q L"]:
@@ -107,6 +156,11 @@ def windows(items: sharded.Table, start: Int[Array, "Q"], end: Int[Array, "Q"], 
     index = end[:, None] - max_len + jnp.arange(max_len)[None]
     inside = index >= start[:, None]
     return jnp.where(inside, sharded.take(items, jnp.maximum(index, 0)), 0)
+
+
+def draw_users(key: jax.Array, batch_size: int, num_users: int) -> Int[Array, "B"]:
+    """Which of the users that can be drawn are in the batch of this key: uniform, with replacement."""
+    return jax.random.randint(key, (batch_size,), 0, num_users)
 
 
 def draw_batch(
@@ -118,7 +172,7 @@ def draw_batch(
     the last, targets all but the first, left-padded with 0. Longer training histories come first, so that a batch
     can be cut in buckets. `history_size` is H, at least the longest history.
     """
-    drawn = jax.random.randint(key, (batch_size,), 0, sharded.length(dataset.train_users))
+    drawn = draw_users(key, batch_size, sharded.length(dataset.train_users))
     users = sharded.take(dataset.train_users, drawn)
     start, end = sharded.take(dataset.user_start, users), sharded.take(dataset.train_end, users)
     order = jnp.argsort(start - end)
@@ -133,20 +187,23 @@ def draw_batch(
     return Batch(sequence[:, :-1], targets, history, last - first)
 
 
-def evaluation_cases(prepared: Prepared, split: str, rolling: bool = False) -> EvalCases:
+def evaluation_cases(prepared: Prepared, split: str, rolling: bool = False, max_users: int = 0) -> EvalCases:
     """The cases of split "valid" or "test" (arXiv 2410.17276, evaluation), as NumPy arrays in (user, time) order.
 
     Validation: every validation row of a user with a training row, ranked from the training history. Test: every
     test row of a user with a training or validation row, ranked from both. With `rolling`, the split's earlier
-    rows of the user join the history, so every case has its own.
+    rows of the user join the history, so every case has its own. `max_users`: only the cases of that many users, the
+    same ones at every call; 0: of all.
     """
     start = np.asarray(prepared.user_start[:-1])
     ends = {"valid": (prepared.train_end, prepared.valid_end), "test": (prepared.valid_end, prepared.user_start[1:])}
     history_end, split_end = (np.asarray(bound) for bound in ends[split])
     user = np.flatnonzero((history_end > start) & (split_end > history_end))
+    if 0 < max_users < len(user):
+        user = np.sort(np.random.default_rng(0).choice(user, max_users, replace=False))
     count = (split_end - history_end)[user]
     case_user = np.repeat(user, count)
-    row = np.arange(count.sum()) + np.repeat(history_end[user] - (np.cumsum(count) - count), count)
+    row = rows_of_windows(history_end[user], split_end[user])[0]
     if rolling:
         starts, ends_, history = start[case_user], row, np.arange(len(row))
     else:

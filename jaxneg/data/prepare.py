@@ -22,6 +22,7 @@ from jaxneg.errors import InputError
 
 SPLITS = ("temporal", "leave_one_out")
 DAY_SECONDS = 86400
+CHUNK_ROWS = 1 << 23  # what is counted at once, to bound the memory
 LARGE_BYTES = 100_000_000  # a file that takes seconds to read: that is said beforehand
 PAD_ID = -1  # stands in item_ids[0] where ids are integers; "" where they are text
 
@@ -179,6 +180,7 @@ def _sequences(frame: pd.DataFrame, settings: PrepareSettings, ticks: int, sourc
     # the paper's sort: where there are sessions, equal times go by item, otherwise by row
     order = sorted_order([item, time, user] if settings.session_gap_seconds else [time, user])
     rows = Rows(user[order], item[order], time[order])
+    del user, item, time  # a hundred million rows of each are gigabytes
     keep = np.ones(len(order), bool)
     if settings.session_gap_seconds:
         # over all events, before any is dropped: a purchase keeps a session alive
@@ -220,9 +222,12 @@ def _supported(rows: Rows, user_ids: np.ndarray, item_ids: np.ndarray, settings:
 
 
 def _renumber(codes: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Codes without gaps, in the same order, int32 [T] (there are fewer than 2^31 ids), and the old ones that occur."""
     used = np.zeros(size, bool)
     used[codes] = True
-    return (np.cumsum(used) - 1)[codes], np.flatnonzero(used)
+    number = np.cumsum(used, dtype=np.int32)
+    number -= 1
+    return number[codes], np.flatnonzero(used)
 
 
 def _nothing_left(source: str, num_rows: int, removed: dict, num_items: int, settings: PrepareSettings) -> str:
@@ -234,7 +239,7 @@ def _nothing_left(source: str, num_rows: int, removed: dict, num_items: int, set
 
 
 def encode_ids(column: pd.Series) -> tuple[np.ndarray, np.ndarray]:
-    """Codes 0..n-1 [T] in the order of the raw ids, and the n ids that are used: int64 or fixed-width text."""
+    """Codes 0..n-1 [T], int32, in the order of the raw ids, and the n ids that are used: int64 or fixed-width text."""
     if isinstance(column.dtype, pd.CategoricalDtype):
         names = column.cat.categories.to_numpy().astype(np.str_)
         order = np.argsort(names, kind="stable")
@@ -244,12 +249,12 @@ def encode_ids(column: pd.Series) -> tuple[np.ndarray, np.ndarray]:
         return codes, names[order][used]
     if not pd.api.types.is_integer_dtype(column.dtype):
         codes, ids = pd.factorize(column.astype(str), sort=True)
-        return codes, np.asarray(ids, dtype=np.str_)
+        return codes.astype(np.int32), np.asarray(ids, dtype=np.str_)
     values = column.to_numpy(dtype=np.int64)
     low, high = int(values.min()), int(values.max())
     if high - low > 4 * len(values) + (1 << 20):
         codes, ids = pd.factorize(values, sort=True)
-        return codes, ids
+        return codes.astype(np.int32), ids
     codes, used = _renumber(values - low, high - low + 1)
     return codes, used + low
 
@@ -310,8 +315,13 @@ def distinct_users(user: np.ndarray, item: np.ndarray, num_items: int) -> np.nda
     """How many distinct users have each item: int64 [V], from codes user [T] and item [T] (0..V-1)."""
     pairs = user.astype(np.int64) * num_items + item
     pairs.sort()
-    first = np.append(True, pairs[1:] != pairs[:-1])
-    return np.bincount(pairs[first] % num_items, minlength=num_items)
+    counts, last = np.zeros(num_items, np.int64), -1
+    for start in range(0, len(pairs), CHUNK_ROWS):
+        chunk = pairs[start : start + CHUNK_ROWS]
+        first = chunk != np.append(last, chunk[:-1])
+        counts += np.bincount(chunk[first] % num_items, minlength=num_items)
+        last = chunk[-1]
+    return counts
 
 
 def _with_pad(item_ids: np.ndarray) -> np.ndarray:

@@ -104,3 +104,26 @@ def test_test_cases_share_the_history_of_train_and_validation():
 def test_rolling_cases_see_the_users_earlier_test_items():
     cases = cases_as_lists(data.evaluation_cases(prepared(), "test", rolling=True), prepared().items)
     assert cases[:2] == [(0, 4, [3, 1, 3, 2, 5]), (0, 1, [3, 1, 3, 2, 5, 4])]
+
+
+def test_a_sample_of_users_keeps_all_of_their_cases():
+    """The cases of a few users are those that they have among all, in the same order, at every call."""
+    lengths = np.arange(200) % 5 + 4
+    end = np.cumsum(lengths)
+    start = np.append(0, end)
+    items = np.random.default_rng(0).integers(1, NUM_ITEMS + 1, end[-1]).astype(np.int32)
+    counts = np.ones(NUM_ITEMS + 1, np.int64)
+    made = data.Prepared(items, items, start, end - 3, end - 2, counts, counts, counts, {})
+    for rolling in (False, True):
+        every, some = (data.evaluation_cases(made, "test", rolling, number) for number in (0, 30))
+        chosen = np.unique(some.users)
+        assert len(chosen) == 30 and len(np.unique(every.users)) == 200
+        mine = np.isin(every.users, chosen)
+        np.testing.assert_array_equal(some.users, every.users[mine])
+        np.testing.assert_array_equal(some.targets, every.targets[mine])
+        for bound in ("history_start", "history_end"):
+            one, other = (getattr(cases, bound)[cases.history_of_case] for cases in (some, every))
+            np.testing.assert_array_equal(one, other[mine])
+        again = data.evaluation_cases(made, "test", rolling, 30)
+        np.testing.assert_array_equal(again.users, some.users)
+    assert len(data.evaluation_cases(made, "test", False, 1000).users) == len(every.users)

@@ -434,3 +434,13 @@ def test_default_cache_dir(monkeypatch, tmp_path):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "c"))
     assert store.default_cache_dir() == tmp_path / "c" / ".cache" / "jaxneg"
+
+
+@pytest.mark.parametrize("chunk_rows", [1, 7, 10_000])
+def test_distinct_users_are_counted_in_chunks_of_any_size(monkeypatch, chunk_rows):
+    monkeypatch.setattr(prepare, "CHUNK_ROWS", chunk_rows)
+    rng = np.random.default_rng(0)
+    user, item = rng.integers(0, 9, 300).astype(np.int32), rng.integers(0, 13, 300).astype(np.int32)
+    pairs = np.array(sorted(set(zip(user.tolist(), item.tolist(), strict=True))))
+    found = prepare.distinct_users(user, item, 13)
+    np.testing.assert_array_equal(found, np.bincount(pairs[:, 1], minlength=13))
