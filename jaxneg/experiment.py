@@ -68,7 +68,7 @@ def run(
     with signals.raised(), hosts.losses_told(), contextlib.ExitStack() as until_done:
         folder = hosts.from_first(lambda: str(until_done.enter_context(writer.claimed(workdir))))
         folder = pathlib.Path(folder)
-        prepared = data.load(find_data(config))
+        prepared = data.load(find_data(config), verify=hosts.is_first())
         config = with_item_table(config, prepared.num_items)
         record = run_folder.config_record(config, prepared)
         changed = hosts.from_first(lambda: run_folder.compare_record(folder, record, extend))

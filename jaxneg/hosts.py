@@ -80,6 +80,26 @@ def least(number: int | None) -> int | None:
     return None if numbers.min() < 0 else int(numbers.min())
 
 
+def total(counts: np.ndarray) -> np.ndarray:
+    """The sums of all hosts' counts, below 2**31."""
+    if jax.process_count() == 1:
+        return counts
+    return multihost_utils.process_allgather(counts.astype(np.int32)).sum(axis=0, dtype=np.int64)
+
+
+def largest(numbers: np.ndarray) -> np.ndarray:
+    """The largest of all hosts' numbers, below 2**31, place by place."""
+    if jax.process_count() == 1:
+        return numbers
+    return multihost_utils.process_allgather(numbers.astype(np.int32)).max(axis=0)
+
+
+def own_share(number: int) -> slice:
+    """What this host works on of so many things that the hosts share out."""
+    first, end = (number * (jax.process_index() + one) // jax.process_count() for one in (0, 1))
+    return slice(first, end)
+
+
 def whole(array: jax.Array) -> jax.Array | np.ndarray:
     """The array, fetched from the other hosts where this one does not see all of it."""
     if not isinstance(array, jax.Array) or array.is_fully_addressable or array.is_fully_replicated:

@@ -122,6 +122,27 @@ def split(layout: Layout, axis: str, table: Any) -> Any:
     return Sharded(rows, len(table), axis)
 
 
+def from_parts(layout: Layout, axis: str, parts: dict[int, np.ndarray], size: int) -> Sharded:
+    """A table of which the i-th device of a mesh axis holds `parts[i]`, up to `size` rows, and zeros behind them.
+
+    A host needs the parts of its own devices only (see `own_parts`).
+    """
+    def rows(at):
+        part = parts[(at[0].start or 0) // size]
+        return np.pad(part, [(0, size - len(part))] + [(0, 0)] * (part.ndim - 1))
+
+    shape = (layout.mesh.shape[axis] * size, *next(iter(parts.values())).shape[1:])
+    sharding = NamedSharding(layout.mesh, PartitionSpec(axis))
+    return Sharded(jax.make_array_from_callback(shape, sharding, rows), shape[0], axis)
+
+
+def own_parts(layout: Layout, axis: str) -> list[int]:
+    """The places of this host's devices on a mesh axis."""
+    number = layout.mesh.axis_names.index(axis)
+    return sorted({where[number] for where, device in np.ndenumerate(layout.mesh.devices)
+                   if device.process_index == jax.process_index()})  # fmt: skip
+
+
 def specs(tree: Any, first: PartitionSpec = SHARED) -> Any:
     """How each array of a tree lies on the mesh: its first axes by `first`, and the rows of a `Sharded` by its axis."""
     def spec(leaf):

@@ -126,9 +126,15 @@ def make_plan(config, folder: pathlib.Path, prepared: data.Prepared, seeds: rang
     layout = seed_layout(config, len(seeds))
     streamed = is_streamed(config, prepared, layout)
     rows = data.training_rows(prepared)
-    dataset = None if streamed else data.training_set(prepared)
-    history_size = data.longest_history_of_rows(rows, num_items) if streamed else data.longest_history(dataset)
-    targets = data.target_counts(rows, model.max_len, num_items)
+    splits = make_splits(prepared, config.eval.rolling_history, config.eval.max_users, layout.mesh.shape["data"])
+    if streamed:
+        dataset, history_size = None, data.longest_history_of_rows(rows, num_items)
+    elif layout.mesh.shape["data"] > 1:
+        dataset, history_size, splits = dealt_out(layout, rows, splits, num_items)
+    else:
+        dataset = data.training_set(prepared)
+        history_size = data.longest_history(dataset)
+    targets = count_targets(config, rows, num_items)
     tables = split_by_item(layout, method.proposal.init(np.asarray(prepared.item_counts), targets), num_items)
     adam = optimizer.adam(
         config.optimizer.b1, config.optimizer.b2, config.optimizer.epsilon, config.optimizer.tensorflow_epsilon
@@ -177,7 +183,6 @@ def make_plan(config, folder: pathlib.Path, prepared: data.Prepared, seeds: rang
         num_above, num_tied, exposure = rank_hidden(hidden, params["item_table"], items, cases, ks, chunks, seen)
         return num_above, num_tied, parallel.total_over_data(layout, exposure)
 
-    splits = make_splits(prepared, config.eval.rolling_history, config.eval.max_users, layout.mesh.shape["data"])
     blocks, items = None, rows.items
     if streamed:
         draw = functools.partial(train.draw_users, batch_size=config.batch_size, num_users=len(rows.train_users),
@@ -189,7 +194,6 @@ def make_plan(config, folder: pathlib.Path, prepared: data.Prepared, seeds: rang
         splits = {name: split._replace(cases=own) for (name, split), own in zip(splits.items(), cases, strict=True)}
         items = parallel.split(layout, "data", items)
     else:
-        dataset = Dataset(*(parallel.split(layout, "data", part) for part in dataset))
         items = dataset.items
     make_state = parallel.made_on_devices(init, layout)
     state_specs = parallel.specs(state_shapes(layout, make_state), parallel.SEED)
@@ -230,6 +234,53 @@ def split_by_item(layout: parallel.Layout, tables: Any, num_items: int) -> Any:
         return parallel.split(layout, "model", table) if len(table) in (num_items, num_items + 1) else table
 
     return jax.tree.map(part, tables)
+
+
+def dealt_out(
+    layout: parallel.Layout, rows: data.Rows, splits: dict[str, Split], num_items: int
+) -> tuple[Dataset, int, dict[str, Split]]:
+    """(dataset, longest history, splits) where the devices of the data axis each hold some users' rows.
+
+    A host reads the rows of its own devices' users; of the others it knows where they begin and end.
+    """
+    parts = layout.mesh.shape["data"]
+    users = data.share_out(rows, parts)
+    own_parts = parallel.own_parts(layout, "data")
+    shares = {part: data.share_of(rows, *users[part : part + 2], num_items) for part in own_parts}
+    length = np.zeros(len(rows.user_start), np.int32)
+    for part, (_, of_users, _) in shares.items():
+        length[users[part] : users[part + 1]] = of_users
+    length = hosts.largest(length)
+    first_row = np.append(rows.user_start, len(rows.items))[users]
+    before = np.concatenate([[0], np.cumsum(length, dtype=np.int64)])
+    num_rows, num_history = int(np.diff(first_row).max()), int(np.diff(before[users]).max())
+    part_of = np.repeat(np.arange(parts), np.diff(users))
+
+    def moved(row, part):
+        """Where a row is in the parts, each filled up to as many rows."""
+        return (row - first_row[part] + part * num_rows).astype(np.int32)
+
+    start = (before[:-1] - before[users][part_of] + part_of * num_history).astype(np.int32)
+    bounds = (moved(rows.user_start, part_of), moved(rows.train_end, part_of))
+    starts, ends, train_users, *history = (
+        parallel.split(layout, "data", one) for one in (*bounds, rows.train_users, start, start + length))
+    items, own_histories = (
+        parallel.from_parts(layout, "data", {part: share[field] for part, share in shares.items()}, size)
+        for field, size in ((0, num_rows), (2, num_history)))
+    for name, split in splits.items():
+        cases = split.cases
+        part = np.searchsorted(first_row, cases.history_start, side="right") - 1
+        where = (moved(bound, part) for bound in (cases.history_start, cases.history_end))
+        splits[name] = split._replace(cases=EvalCases(*where, *cases[2:]))
+    return Dataset(items, starts, ends, train_users, own_histories, *history), int(length.max()), splits
+
+
+def count_targets(config, rows: data.Rows, num_items: int) -> np.ndarray | None:
+    """How often each item is a training target, where a sampler asks for it; each host counts for some users."""
+    if "in_batch" not in config_lib.distributions(config_lib.flatten(config)):
+        return None
+    own = rows._replace(train_users=rows.train_users[hosts.own_share(len(rows.train_users))])
+    return hosts.total(data.target_counts(own, config.model.max_len, num_items))
 
 
 def is_streamed(config, prepared: data.Prepared, layout: parallel.Layout) -> bool:

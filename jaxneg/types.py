@@ -45,7 +45,8 @@ class Dataset(NamedTuple):
     train_end: Int[Array, "U"]  # one past user u's last training row
     train_users: Int[Array, "E"]  # users with two training rows or more
     history_items: Int[Array, "G"]  # users' distinct training items, ascending within each user
-    history_start: Int[Array, "U+1"]  # user u's are history_items[history_start[u] : history_start[u + 1]]
+    history_start: Int[Array, "U"]  # user u's are history_items[history_start[u] : history_end[u]]
+    history_end: Int[Array, "U"]
 
 
 class EvalCases(NamedTuple):

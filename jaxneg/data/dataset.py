@@ -39,9 +39,12 @@ class Prepared(NamedTuple):
         return len(self.item_counts) - 1
 
 
-def load(folder: str | pathlib.Path) -> Prepared:
-    """The prepared folder as memory-mapped arrays. Raises InputError where it is damaged (see `store.read`)."""
-    arrays, meta = store.read(pathlib.Path(folder))
+def load(folder: str | pathlib.Path, verify: bool = True) -> Prepared:
+    """The prepared folder as memory-mapped arrays. Raises InputError where it is damaged (see `store.read`).
+
+    To `verify` reads all of it once; one of several hosts does it for all.
+    """
+    arrays, meta = store.read(pathlib.Path(folder), verify)
     return Prepared(**{name: arrays[name] for name in Prepared._fields if name != "meta"}, meta=meta)
 
 
@@ -71,13 +74,30 @@ def training_rows(prepared: Prepared) -> Rows:
 def training_set(prepared: Prepared) -> Dataset:
     """The training arrays as int32 NumPy, ready to be put on a device. Raises InputError (see `training_rows`)."""
     rows = training_rows(prepared)
-    history_start, history_items = distinct_histories(rows.items, rows.user_start, rows.train_end, prepared.num_items)
-    return Dataset(*rows, history_items=history_items, history_start=history_start.astype(np.int32))
+    bounds, history_items = distinct_histories(rows.items, rows.user_start, rows.train_end, prepared.num_items)
+    bounds = bounds.astype(np.int32)
+    return Dataset(*rows, history_items=history_items, history_start=bounds[:-1], history_end=bounds[1:])
+
+
+def share_out(rows: Rows, parts: int) -> np.ndarray:
+    """Users in order, for parts with about as many rows: part p has the users from the p-th number on, [parts + 1]."""
+    wanted = np.arange(parts) * (len(rows.items) // parts)
+    return np.append(np.searchsorted(rows.user_start, wanted), len(rows.user_start))
+
+
+def share_of(rows: Rows, first: int, end: int, num_items: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(rows, lengths of the histories, histories one after another) of users first ... end - 1; reads no others'."""
+    users = slice(first, end)
+    starts, ends = rows.user_start[users], rows.train_end[users]
+    bounds, history_items = distinct_histories(rows.items, starts, ends, num_items)
+    low = rows.user_start[first] if first < len(rows.user_start) else len(rows.items)
+    high = rows.user_start[end] if end < len(rows.user_start) else len(rows.items)
+    return rows.items[low:high], np.diff(bounds).astype(np.int32), history_items
 
 
 def training_bytes(prepared: Prepared) -> int:
     """The most bytes that the arrays of `training_set` take."""
-    return 4 * (2 * len(prepared.items) + 4 * prepared.num_users + 1)
+    return 4 * (2 * len(prepared.items) + 5 * prepared.num_users)
 
 
 def distinct_histories(
@@ -120,7 +140,7 @@ def input_lengths(dataset: Dataset | Rows) -> np.ndarray:
 
 def longest_history(dataset: Dataset) -> int:
     """H: the largest number of distinct training items of any user."""
-    return int(np.diff(np.asarray(dataset.history_start)).max())
+    return int((np.asarray(dataset.history_end) - np.asarray(dataset.history_start)).max())
 
 
 def longest_history_of_rows(rows: Rows, num_items: int) -> int:
@@ -178,7 +198,7 @@ def draw_batch(
     order = jnp.argsort(start - end)
     users, start, end = users[order], start[order], end[order]
     sequence = windows(dataset.items, start, end, max_len + 1)
-    first, last = sharded.take(dataset.history_start, users), sharded.take(dataset.history_start, users + 1)
+    first, last = sharded.take(dataset.history_start, users), sharded.take(dataset.history_end, users)
     offset = jnp.arange(history_size)[None]
     own = offset < (last - first)[:, None]
     history = jnp.where(own, sharded.take(dataset.history_items, first[:, None] + offset), num_items + 1)

@@ -31,8 +31,8 @@ def prepared():
 def test_training_set_holds_each_users_distinct_training_items():
     dataset = data.training_set(prepared())
     assert dataset.train_users.tolist() == [0, 3]
-    bounds = dataset.history_start
-    histories = [dataset.history_items[bounds[u] : bounds[u + 1]].tolist() for u in range(len(USERS))]
+    bounds = zip(dataset.history_start, dataset.history_end, strict=True)
+    histories = [dataset.history_items[start:end].tolist() for start, end in bounds]
     assert histories == [[1, 2, 3], [2], [], [4, 5]]
     assert data.longest_history(dataset) == 3
 
