@@ -153,6 +153,14 @@ def test_what_fails_is_tried_again_but_not_bad_input(slurm, cluster, capsys, tmp
     assert ("goes on from the last checkpoint" in error) == (tries > 1) and not cluster.calls("scontrol")
 
 
+def test_a_run_that_fails_as_its_time_ends_is_queued_again(slurm, cluster, capsys, tmp_path):
+    cluster.add("scancel", "exit 1")  # there is no step any more
+    with start(slurm, capsys, cluster, tmp_path, "kill -USR1 $PPID; exit 7") as process:
+        error = process.communicate(timeout=60)[1]
+    assert process.returncode == 0 and "out of time" in error and len(cluster.calls("fake_python")) == 1
+    assert cluster.calls("scontrol") == ["scontrol requeue 77"]
+
+
 TRAINS = """trap 'sleep 0.2; touch {folder}/saved; exit {code}' TERM
 echo $$ >{folder}/pid
 while true; do sleep 0.05; done"""
