@@ -66,24 +66,26 @@ esac
 out_of_time=no
 trap 'out_of_time=yes; scancel --signal=TERM "$SLURM_JOB_ID"' USR1
 failures=0
-while true; do
+while [ "$out_of_time" = no ]; do
   srun {srun} "${{run[@]}}" &
   step=$!
   code=0
   wait "$step" || code=$?
-  if [ "$out_of_time" = yes ]; then  # the signal ended that wait, not the run
+  if [ "$out_of_time" = yes ]; then  # the signal may have ended that wait, not the run
     code=0
     wait "$step" || code=$?
-    [ "$code" -eq 0 ] && exit 0
-    echo "out of time; queued again, to go on from the last checkpoint" >&2
-    exec scontrol requeue "$SLURM_JOB_ID"
   fi
-  failures=$((failures + 1))
-  if [ "$code" -eq 0 ] || [ "$code" -eq 2 ] || [ "$failures" -gt {retries} ]; then
+  if [ "$code" -eq 0 ] || [ "$code" -eq 2 ]; then
     exit "$code"
   fi
-  echo "the run ended with exit code $code; try $failures of {retries} goes on from the last checkpoint" >&2
+  failures=$((failures + 1))
+  if [ "$out_of_time" = no ]; then
+    [ "$failures" -le {retries} ] || exit "$code"
+    echo "the run ended with exit code $code; try $failures of {retries} goes on from the last checkpoint" >&2
+  fi
 done
+echo "out of time; queued again, to go on from the last checkpoint" >&2
+exec scontrol requeue "$SLURM_JOB_ID"
 """
 
 

@@ -132,16 +132,19 @@ def test_finished_runs_are_left_out(slurm, capsys, monkeypatch):
     assert script_of(slurm, capsys, "--methods=uniform", "--workdir=x") == ""
 
 
-def start(slurm, capsys, cluster, tmp_path, run: str, **options) -> subprocess.Popen:
+def start(slurm, capsys, cluster, tmp_path, run: str) -> subprocess.Popen:
     """The script that SLURM would start, with `run`, lines of bash, in place of the Python that trains."""
-    cluster.add("srun", 'while [[ $1 == --* ]]; do shift; done; exec "$@"')
-    cluster.add("scontrol", "")
     python = cluster.add("fake_python", run)
-    script = script_of(slurm, capsys, "--methods=uniform,mixed", "--workdir=x", f"--python={python}", "--retries=1")
-    (tmp_path / "study.sh").write_text(script)
+    return start_task(slurm, capsys, cluster, tmp_path, "--workdir=x", f"--python={python}", "--retries=1")
+
+
+def start_task(slurm, capsys, cluster, tmp_path, *arguments: str) -> subprocess.Popen:
+    """The second task of an array over uniform and mixed."""
+    cluster.add("srun", f'while [[ $1 == --* ]]; do shift; done; echo $$ >{tmp_path}/pid; exec "$@"')
+    cluster.add("scontrol", "")
+    (tmp_path / "study.sh").write_text(script_of(slurm, capsys, "--methods=uniform,mixed", *arguments))
     environment = os.environ | {"SLURM_ARRAY_TASK_ID": "1", "SLURM_JOB_ID": "77"}
-    return subprocess.Popen(["bash", str(tmp_path / "study.sh")], env=environment, stderr=subprocess.PIPE, text=True,
-                            **options)  # fmt: skip
+    return subprocess.Popen(["bash", str(tmp_path / "study.sh")], env=environment, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.mark.parametrize(("run", "tries", "code"), [("exit 0", 1, 0), ("exit 2", 1, 2), ("exit 7", 2, 7)])
@@ -153,8 +156,16 @@ def test_what_fails_is_tried_again_but_not_bad_input(slurm, cluster, capsys, tmp
     assert ("goes on from the last checkpoint" in error) == (tries > 1) and not cluster.calls("scontrol")
 
 
+def test_a_run_that_fails_as_its_time_ends_is_queued_again(slurm, cluster, capsys, tmp_path):
+    cluster.add("scancel", "exit 1")  # there is no step any more
+    with start(slurm, capsys, cluster, tmp_path, "kill -USR1 $PPID; exit 7") as process:
+        error = process.communicate(timeout=60)[1]
+    assert process.returncode == 0 and "out of time" in error and len(cluster.calls("fake_python")) == 1
+    assert cluster.calls("scontrol") == ["scontrol requeue 77"]
+
+
 TRAINS = """trap 'sleep 0.2; touch {folder}/saved; exit {code}' TERM
-echo $$ >{folder}/pid
+touch {folder}/begun
 while true; do sleep 0.05; done"""
 
 
@@ -164,7 +175,7 @@ def test_out_of_time_it_saves_and_is_queued_again(slurm, cluster, capsys, tmp_pa
     cluster.add("scancel", f'kill -TERM "$(cat {tmp_path}/pid)"')
     with start(slurm, capsys, cluster, tmp_path, TRAINS.format(folder=tmp_path, code=code)) as process:
         until = time.monotonic() + 60
-        while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+        while not (tmp_path / "begun").exists():
             assert time.monotonic() < until and process.poll() is None
             time.sleep(0.02)
         process.send_signal(signal.SIGUSR1)
@@ -172,6 +183,27 @@ def test_out_of_time_it_saves_and_is_queued_again(slurm, cluster, capsys, tmp_pa
     assert process.returncode == 0 and (tmp_path / "saved").exists()
     assert cluster.calls("scancel") == ["scancel --signal=TERM 77"] and len(cluster.calls("fake_python")) == 1
     assert cluster.calls("scontrol") == ["scontrol requeue 77"] * queued_again
+
+
+@pytest.mark.slow
+def test_a_real_run_saves_is_queued_again_and_goes_on(slurm, cluster, capsys, tmp_path):
+    cluster.add("scancel", f'kill -TERM "$(cat {tmp_path}/pid)"')
+    small = {"num_epochs": 200, "eval_every": 100, "batch_size": 32, "model.width": 8, "model.max_len": 10,
+             "steps_per_dispatch": 20, "data.synthetic.num_rows": 3000, "data.synthetic.num_users": 150,
+             "data.synthetic.num_items": 200, "data.cache_dir": tmp_path / "cache"}  # fmt: skip
+    arguments = [f"--workdir={tmp_path}/study", *(f"--config.{name}={value}" for name, value in small.items())]
+    folder = tmp_path / "study/quickstart/mixed"
+    with start_task(slurm, capsys, cluster, tmp_path, *arguments) as process:
+        while not list(folder.glob("checkpoints/*/*")):  # it trains
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGUSR1)
+        error = process.communicate(timeout=300)[1]
+    assert process.returncode == 0 and cluster.calls("scontrol") == ["scontrol requeue 77"]
+    assert "stopped by SIGTERM" in error and not (folder / "results.csv").exists()
+    with start_task(slurm, capsys, cluster, tmp_path, *arguments) as process:
+        process.communicate(timeout=600)
+    assert process.returncode == 0 and (folder / "results.csv").exists() and len(cluster.calls("scontrol")) == 1
 
 
 def test_help_and_no_jax_in_the_launcher():

@@ -39,19 +39,23 @@ def cloud(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", f"{tmp_path}/bin{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("CALLS", str(tmp_path / "calls"))
     monkeypatch.setenv("TMPDIR", str(tmp_path))
+    for folder in ("launch", ".git", "runs/old", ".venv/bin", "jaxneg/runs"):
+        (tmp_path / "checkout" / folder).mkdir(parents=True)
+        (tmp_path / "checkout" / folder / "file").touch()
+    shutil.copy(ROOT / "launch/setup.sh", tmp_path / "checkout/launch")
 
     def calls() -> list[list[str]]:
         return [json.loads(path.read_text()) for path in sorted((tmp_path / "calls").glob("*.json"))]
 
-    return types.SimpleNamespace(calls=calls, verbs=lambda: [call[3] for call in calls()], folder=tmp_path)
+    def run(*arguments: str) -> subprocess.CompletedProcess:
+        command = [*TPU_VM, f"--repo={tmp_path}/checkout", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
-
-def run(*arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run([*TPU_VM, *arguments], capture_output=True, text=True, timeout=120)
+    return types.SimpleNamespace(run=run, calls=calls, verbs=lambda: [call[3] for call in calls()], folder=tmp_path)
 
 
 def test_without_yes_nothing_is_called(cloud):
-    done = run("--delete", "--", *TRAIN)
+    done = cloud.run("--delete", "--", *TRAIN)
     assert done.returncode == 0 and cloud.calls() == [] and done.stdout.startswith("# nothing is done; --yes")
     # Beside the comment and gcloud's commands in one line each, only what prepares them here.
     printed = [shlex.split(line)[1] for line in done.stdout.splitlines()[1:] if line.startswith("+ ")]
@@ -61,11 +65,7 @@ def test_without_yes_nothing_is_called(cloud):
 
 def test_all_steps(cloud, tmp_path):
     repo = tmp_path / "checkout"
-    for folder in ("launch", ".git", "runs/old", ".venv/bin", "jaxneg/runs"):
-        (repo / folder).mkdir(parents=True)
-        (repo / folder / "file").touch()
-    shutil.copy(ROOT / "launch/setup.sh", repo / "launch")
-    done = run("--yes", "--delete", f"--repo={repo}", "--type=v6e-16", "--version=v2-alpha-tpuv6e", "--spot",
+    done = cloud.run("--yes", "--delete", "--type=v6e-16", "--version=v2-alpha-tpuv6e", "--spot",
                "--project=mine", "--", *TRAIN)  # fmt: skip
     assert done.returncode == 0, done.stderr
     where = ["--zone=us-west4-a", "--project=mine"]
@@ -86,7 +86,7 @@ def test_all_steps(cloud, tmp_path):
 
 
 def test_what_the_hosts_run_is_sound_bash(cloud):
-    assert run("--yes", "install", "run", "--", *TRAIN).returncode == 0
+    assert cloud.run("--yes", "install", "run", "--", *TRAIN).returncode == 0
     commands = [call[-1].removeprefix("--command=") for call in cloud.calls() if call[3] == "ssh"]
     assert len(commands) == 2
     for command in commands:
@@ -104,7 +104,7 @@ def test_what_the_hosts_run_is_sound_bash(cloud):
 ])  # fmt: skip
 def test_it_ends_where_a_step_fails_and_deletes_if_asked_to(cloud, monkeypatch, steps, fails, verbs, code):
     monkeypatch.setenv("FAILS", fails)
-    assert run("--yes", *steps, "--", *TRAIN).returncode == code
+    assert cloud.run("--yes", *steps, "--", *TRAIN).returncode == code
     assert cloud.verbs() == verbs
 
 
@@ -132,7 +132,7 @@ def test_stopped_by_a_signal_it_deletes(cloud, monkeypatch):
     (["--yes"], "what is to be run comes after --"),
 ])  # fmt: skip
 def test_bad_input_is_one_line(cloud, arguments, says):
-    done = run(*arguments)
+    done = cloud.run(*arguments)
     assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1 and says in done.stderr
     assert cloud.calls() == []
 
@@ -147,6 +147,6 @@ def test_no_gcloud(tmp_path):
 
 
 def test_help(cloud):
-    done = run("--help")
+    done = cloud.run("--help")
     assert done.returncode == 0 and "--type=TYPE" in done.stdout and "set -euo" not in done.stdout
     assert not any(line.startswith("#") for line in done.stdout.splitlines())
