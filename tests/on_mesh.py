@@ -42,9 +42,9 @@ def main(folder: pathlib.Path) -> None:
             if KEY_BIAS not in where:
                 np.testing.assert_allclose(other, own, atol=1e-4, err_msg=f"{name}: {where}")
         for found, wanted in zip(ranks(weights), runs["on one device"][3](weights), strict=True):
-            # Products of other shapes round differently: two items of nearly the same score may change places.
+            # Products of other shapes round differently: two items whose scores differ by a rounding may change places.
             differ = np.abs(found - wanted)
-            assert differ.max() <= 1 and (differ > 0).mean() < 1e-3, name
+            assert differ.max() <= 1 and (differ > 0).mean() < 3e-3, name
 
 
 def run(folder: pathlib.Path, data_axis: int, model_axis: int):
