@@ -80,8 +80,8 @@ def config_of(given, path: pathlib.Path):
 
 def planned(config) -> plan.Plan:
     """The plan of one seed, its data where it is to be; says what it needs."""
-    config = plan.with_item_table(config, data.load(experiment.prepare_data(config)).num_items)
     prepared = data.load(experiment.prepare_data(config))
+    config = plan.with_item_table(config, prepared.num_items)
     return plan.fitting_plan(config, pathlib.Path(tempfile.gettempdir()), prepared, range(1))
 
 

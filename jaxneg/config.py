@@ -183,6 +183,8 @@ FIELDS: dict[str, Field] = {
     "optimizer.item_table": Field(None, str, _one_of("auto", "dense", "sparse"),
                                   "Adam moves all items' rows, or only those that a step looks up (LazyAdam); "
                                   "auto: sparse for a large catalogue"),
+    "optimizer.moments": Field("float32", str, _one_of("float32", "bfloat16", "int8"),
+                               "how a sparse item table keeps Adam's moments: in 8, 4 or 2 bytes a weight"),
     "loss.name": Field("bce", str, _one_of(*LOSSES), "the loss (the list above)"),
     "loss.negative_weight": Field(1.0, float, NOT_NEGATIVE, "weight of the negatives' term (bce, gbce)"),
     "loss.negative_reduction": Field("auto", str, _one_of("auto", "mean", "sum"),
@@ -386,6 +388,10 @@ def _conflicts(values: Mapping[str, Any]) -> list[str]:
     if values["optimizer.item_table"] == "sparse" and values["method"] == "catalogue":
         wrong.append("config.optimizer.item_table=sparse can not go with method catalogue: its loss has a gradient for "
                      "every item; set it dense or auto")
+    form = values["optimizer.item_table"] or BY_REFERENCE["optimizer.item_table"][values["reference"]]
+    if values["optimizer.moments"] != "float32" and (form == "dense" or values["method"] == "catalogue"):
+        wrong.append(f"config.optimizer.moments={values['optimizer.moments']} is for a sparse item table, and this "
+                     "run's is dense: set config.optimizer.item_table=sparse where that can be, or float32")
     return wrong + _loss_conflicts(values)
 
 

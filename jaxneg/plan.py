@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxneg import config as config_lib
-from jaxneg import evaluate, hosts, losses, memory, optimizer, parallel, run_folder, samplers, train
+from jaxneg import evaluate, hosts, losses, memory, moments, optimizer, parallel, run_folder, samplers, train
 from jaxneg.data import buckets, stream
 from jaxneg.data import dataset as data
 from jaxneg.errors import InputError
@@ -139,9 +139,9 @@ def make_plan(config, folder: pathlib.Path, prepared: data.Prepared, seeds: rang
     adam = optimizer.adam(
         config.optimizer.b1, config.optimizer.b2, config.optimizer.epsilon, config.optimizer.tensorflow_epsilon
     )
-    item_table = optimizer.ITEM_TABLES[item_table_form(config, num_items)]
-    if layout.mesh.shape["model"] > 1:
-        item_table = optimizer.sparse_over(functools.partial(parallel.split, layout, "model"))
+    item_table = moments.item_table(
+        item_table_form(config, num_items), config.optimizer.moments, functools.partial(parallel.split, layout, "model")
+    )
     steps_per_epoch = max(1, prepared.num_users // config.batch_size)
     if config.num_epochs * steps_per_epoch > MOST_STEPS:
         most = MOST_STEPS // steps_per_epoch

@@ -19,7 +19,7 @@ LAYERS = [
     {"plan", "runs"},
     {"run_folder"},
     {"config", "writer", "checkpoint", "document", "plots", "results", "tuned", "parallel"},
-    {"train", "evaluate", "memory", "signals", "statistics"},
+    {"train", "evaluate", "memory", "moments", "signals", "statistics"},
     {"samplers", "losses", "metrics", "models", "optimizer", "data"},
     {"cohorts", "hashing", "types"},
     {"errors", "jaxneg"},
