@@ -99,7 +99,7 @@ class Checkpoints:
     def _read(self, step: int, like: Any) -> tuple[Any, dict]:
         about = dict(self._manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore())).about)
         wanted, structure = jax.tree.flatten(like)
-        found = [np.broadcast_to(np.zeros((), np.uint32 if _is_key(leaf) else np.result_type(leaf)), shape)
+        found = [np.broadcast_to(np.zeros((), _stored_type(leaf)), shape)
                  for leaf, shape in zip(wanted, about.pop("shapes"), strict=True)]  # fmt: skip
         args = ocp.args.Composite(state=ocp.args.StandardRestore(structure.unflatten(found)))
         state = self._manager.restore(step, args=args).state
@@ -170,6 +170,12 @@ def _as_wanted(saved: np.ndarray, like: Any) -> Any:
     if _is_key(like):
         return jax.random.wrap_key_data(saved)
     return saved[tuple(slice(size) for size in np.shape(like))]
+
+
+def _stored_type(leaf: Any) -> np.dtype:
+    if _is_key(leaf):
+        return np.dtype(np.uint32)
+    return leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
 
 
 def _is_key(leaf: Any) -> bool:

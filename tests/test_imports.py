@@ -19,9 +19,9 @@ LAYERS = [
     {"plan", "runs"},
     {"run_folder"},
     {"config", "writer", "checkpoint", "document", "plots", "results", "tuned", "parallel"},
-    {"train", "evaluate", "memory", "moments", "signals", "statistics"},
+    {"train", "evaluate", "memory", "moments", "signals", "statistics", "hosts"},
     {"samplers", "losses", "metrics", "models", "optimizer", "data"},
-    {"cohorts", "hashing", "types"},
+    {"cohorts", "hashing", "sharded", "types"},
     {"errors", "jaxneg"},
 ]
 LAYER = {name: depth for depth, names in enumerate(LAYERS) for name in names}

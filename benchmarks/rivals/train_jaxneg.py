@@ -51,7 +51,7 @@ def main():
     def advance(count, state):
         """The state after `count` steps, and the sum of their losses; waits for the device, as a run does."""
         before = float(state.loss_sum[0])
-        state = experiment.advance(plan, count, state)
+        state = experiment.advance(plan, count, state, plan.dataset)
         return state, float(state.loss_sum[0]) - before
 
     state, _ = advance(1, state)  # compiles

@@ -134,7 +134,7 @@ def test_auto_streams_what_would_take_a_quarter_of_the_memory(cache, tmp_path, m
     assert sum(array.nbytes for array in data.training_set(prepared)) <= size
     for there, wanted in ((5 * size, False), (3 * size, True), (None, False)):
         monkeypatch.setattr(memory, "device_bytes", lambda device, there=there: there)
-        assert plan.is_streamed(config, prepared, 1) is wanted
+        assert plan.is_streamed(config, prepared, plan.seed_layout(config, 1)) is wanted
     monkeypatch.undo()
     plans = []
     for share in (plan.STREAM_SHARE, 0.0):
