@@ -16,7 +16,6 @@ def get_config(arg: str | None = None):
     config = config_lib.base()
     config.dataset = "retailrocket"
     config.data.session_gap_seconds = 3600.0
-    config.data.sort_ties_by_item = True
     config.data.event = "view"
     config.osf = 30.0
     settings = tuned.settings(__file__, config.dataset, method, tuned.RETAILROCKET[method])

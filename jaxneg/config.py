@@ -141,7 +141,6 @@ FIELDS: dict[str, Field] = {
     "data.min_item_rows": Field(5, int, _at_least(1), "items with fewer rows are dropped, again and again"),
     "data.drop_repeats": Field(True, bool, ANY, "drop a row that repeats the item just before it"),
     "data.session_gap_seconds": Field(0.0, float, NOT_NEGATIVE, "a longer pause starts a new session; 0: no sessions"),
-    "data.sort_ties_by_item": Field(False, bool, ANY, "order a user's equal times by item, not by row"),
     "data.event": Field("", str, ANY, "keep only this event of a file with events; empty: all"),
     "data.recent_days": Field(7.0, float, POSITIVE, "last days of training that the recent baseline counts"),
     "data.stream": Field("auto", str, _one_of("auto", "on", "off"),
