@@ -94,7 +94,9 @@ def test_two_hosts_train_die_resume_and_end_as_one_does(tmp_path):
     mine, theirs = rows(folder), rows(alone)
     assert [(row["epoch"], row["split"], row["cohort"]) for row in mine] == [
         (row["epoch"], row["split"], row["cohort"]) for row in theirs]  # fmt: skip
-    losses = [[row["loss"] for row in run] for run in (mine, theirs)]
+    losses = [np.array([row["loss"] for row in run]) for run in (mine, theirs)]
+    first = [run[:4] for run in losses]  # over 180 steps, the first ones on two hosts: other draws would differ by percents
+    np.testing.assert_allclose(*first, rtol=1e-5)
     np.testing.assert_allclose(*losses, rtol=1e-3)
     for split in ("valid", "test"):
         rates = [np.array([row["hr@10"] for row in run if (row["split"], row["cohort"]) == (split, "all")])
