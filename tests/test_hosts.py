@@ -95,7 +95,7 @@ def test_two_hosts_train_die_resume_and_end_as_one_does(tmp_path):
     assert [(row["epoch"], row["split"], row["cohort"]) for row in mine] == [
         (row["epoch"], row["split"], row["cohort"]) for row in theirs]  # fmt: skip
     losses = [np.array([row["loss"] for row in run]) for run in (mine, theirs)]
-    first = [run[:4] for run in losses]  # over 180 steps, the first ones on two hosts: other draws would differ by percents
+    first = [run[:4] for run in losses]  # of 180 steps, the first on two hosts: other draws would differ by percents
     np.testing.assert_allclose(*first, rtol=1e-5)
     np.testing.assert_allclose(*losses, rtol=1e-3)
     for split in ("valid", "test"):
