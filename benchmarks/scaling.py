@@ -359,7 +359,7 @@ def shape_of(array: Any) -> jax.ShapeDtypeStruct:
 def dataset_shapes(size: Size) -> Dataset:
     """Of users with histories of the longest length; not as many rows as there are items."""
     users = USERS + (USERS * size.history in (size.items, size.items + 1))
-    lengths = (users * size.history, users, users, users, users * size.history, users + 1)
+    lengths = (users * size.history, users, users, users, users * size.history, users, users)
     return Dataset(*(jax.ShapeDtypeStruct((length,), jnp.int32) for length in lengths))
 
 
