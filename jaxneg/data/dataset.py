@@ -238,7 +238,7 @@ def cut_cases(cases: EvalCases, parts: int) -> list[EvalCases]:
     # bounds[h]: history h's first case
     bounds = np.searchsorted(cases.history_of_case, np.arange(len(cases.history_start) + 1))
     wanted = np.arange(parts + 1) * len(cases.targets) // parts
-    first = np.searchsorted(bounds, wanted)  # history at which each part begins
+    first = np.searchsorted(bounds, wanted).astype(np.int32)  # history at which each part begins
     first[-1] = len(cases.history_start)
     return [EvalCases(cases.history_start[one:end], cases.history_end[one:end],
                       cases.history_of_case[bounds[one]:bounds[end]] - one,

@@ -127,3 +127,18 @@ def test_a_sample_of_users_keeps_all_of_their_cases():
         again = data.evaluation_cases(made, "test", rolling, 30)
         np.testing.assert_array_equal(again.users, some.users)
     assert len(data.evaluation_cases(made, "test", False, 1000).users) == len(every.users)
+
+
+@pytest.mark.parametrize("rolling", [False, True])
+@pytest.mark.parametrize("parts", [1, 2, 3, 7])
+def test_cut_cases_are_all_cases_with_their_own_histories(parts, rolling):
+    whole = data.evaluation_cases(prepared(), "test", rolling)
+    cut = data.cut_cases(whole, parts)
+    assert len(cut) == parts
+    assert {array.dtype for part in cut for array in part} == {np.dtype(np.int32)}, "devices take no wider integers"
+
+    def rows(cases):
+        at = cases.history_of_case
+        return list(zip(cases.history_start[at], cases.history_end[at], cases.targets, cases.users, strict=True))
+
+    assert [row for part in cut for row in rows(part)] == rows(whole)
