@@ -20,8 +20,8 @@ from jaxneg.data import dataset as data
 
 NUM_SEEDS, NUM_STEPS = 2, 20
 LAYOUTS = {  # devices for data and for items, and whether the data is streamed
-    "on one device": (1, 1, "off"), "data over 4": (4, 1, "off"), "items over 8": (1, 8, "off"), "both": (2, 2, "off"),
-    "both, streamed": (2, 2, "on"),
+    "on one device": (1, 1, "off"), "data over 4, streamed": (4, 1, "on"), "items over 8": (1, 8, "off"),
+    "both": (2, 2, "off"),
 }
 KEY_BIAS = "['key']['bias']"  # moves by rounding alone: a softmax over keys does not feel it, and Adam scales it up
 COLLECTIVES = "all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute"

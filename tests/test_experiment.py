@@ -196,8 +196,11 @@ def test_a_killed_run_goes_on_to_the_same_results(finished, cache, tmp_path, mon
     assert_same_run(tmp_path, finished)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("when", ["training", "evaluating"])
+@pytest.mark.parametrize("when, number", [
+    ("training", signal.SIGINT), ("evaluating", signal.SIGTERM),
+    pytest.param("training", signal.SIGTERM, marks=pytest.mark.slow),
+    pytest.param("evaluating", signal.SIGINT, marks=pytest.mark.slow),
+])  # fmt: skip
 def test_a_signal_saves_and_stops(finished, cache, tmp_path, monkeypatch, number, when):
     """The first signal is acted on at the next look at it; the run then goes on where it was."""
     config = small(cache, num_seeds=2, steps_per_dispatch=3)
@@ -353,7 +356,7 @@ def test_a_run_of_failed_seeds_ends_early_and_debug_finds_the_operation(cache, t
     assert "\n" not in str(found.value)
 
 
-@pytest.mark.parametrize("method", ["adaptive_mixed", "popularity"])
+@pytest.mark.parametrize("method", ["adaptive_mixed", pytest.param("popularity", marks=pytest.mark.slow)])
 def test_debug_finds_nothing_in_a_sound_run(cache, tmp_path, method):
     experiment.run(small(cache, method, num_epochs=1, debug=True), tmp_path)
     assert pd.read_csv(tmp_path / "results.csv")["status"].tolist() == ["ok"]

@@ -227,6 +227,7 @@ def test_a_run_is_resumed_and_its_weights_are_plain(cache, tmp_path, monkeypatch
     np.testing.assert_array_equal(num_above, np.load(whole / "cases.npz")["num_above"])
 
 
+@pytest.mark.slow
 def test_debug_goes_with_it(cache, tmp_path):
     experiment.run(small(cache, num_epochs=1, num_seeds=1, debug=True), tmp_path)
     assert pd.read_csv(tmp_path / "results.csv")["status"].tolist() == ["ok"]

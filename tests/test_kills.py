@@ -21,7 +21,7 @@ def test_three_kills(cache, tmp_path):
     assert kills.same(tmp_path / "killed", tmp_path / "alone")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_process_told_to_stop_says_so_in_one_line(cache, tmp_path, number):
     """And a second process in its folder is refused while it works."""
     command = kills.command(tmp_path / "run", cache, num_epochs=100_000)

@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pandas as pd
+import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -27,6 +28,7 @@ def test_the_generated_rows_have_every_item_and_whole_users(tmp_path, monkeypatc
     assert (rows.groupby("user")["time"].apply(lambda times: times.is_monotonic_increasing)).all()
 
 
+@pytest.mark.slow
 def test_all_stages(tmp_path):
     sizes = {"items": 300, "rows": 6000, "small_items": 300, "width": 4, "length": 5, "batch": 16, "steps": 100,
              "users": 10}  # fmt: skip

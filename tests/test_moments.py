@@ -108,7 +108,7 @@ def test_no_copy_of_the_table_is_made(prepared, monkeypatch, name, of_moments): 
     assert temporary[200_000] < temporary[2_000] + 0.01 * kept
 
 
-@pytest.mark.parametrize("name", moments.CODES)
+@pytest.mark.parametrize("name", ["int8", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_a_run_is_resumed_and_learns(cache, tmp_path, monkeypatch, name):  # noqa: F811
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     config = {"optimizer__moments": name, "num_seeds": 1}

@@ -27,6 +27,7 @@ turns.evaluate(lambda: 20)
 """
 
 
+@pytest.mark.slow
 def test_without_the_other_libraries_jaxneg_is_measured_alone(tmp_path):
     file = tmp_path / "rows.parquet"
     columns = {"user": "SessionId", "item": "ItemId", "time": "Time"}
