@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxneg import losses, optimizer, samplers, train
+from jaxneg import losses, optimizer, parallel, samplers, train
 from jaxneg.data import dataset as data
 from jaxneg.data import prepare, synthetic
 from jaxneg.models import sasrec
@@ -95,7 +95,8 @@ def compiled(method: samplers.Method, tables, dataset, world: World) -> Callable
     init = functools.partial(train.init_state, model=world.model, num_items=num_items, optimizer=adam)
     hyper = train.Hyper(*(np.full(1, value, np.float32) for value in (1e-3, 0.2, 1.0)))
     states = jax.vmap(init)(jax.random.split(jax.random.key(0), 1), hyper)
-    advance = jax.jit(functools.partial(train.run_steps, step))
+    options = parallel.compiler_options(jax.default_backend())
+    advance = jax.jit(functools.partial(train.run_steps, step), compiler_options=options)
 
     def run() -> float:
         start = time.perf_counter()

@@ -8,6 +8,7 @@ Log q is not read, so it is not computed. Users' histories follow popularity (Zi
 """
 
 import argparse
+import functools
 import statistics
 import time
 
@@ -15,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxneg import samplers
+from jaxneg import parallel, samplers
 from jaxneg.samplers import alias
 from jaxneg.types import Batch, Candidates
 
@@ -51,7 +52,7 @@ def randint(num_items: int, num_samples: int) -> samplers.Proposal:
 def compiled(proposal: samplers.Proposal, tables, batch: Batch):
     """(a call that draws DRAWS times, negatives per draw)."""
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=parallel.compiler_options(jax.default_backend()))
     def run(key, tables, batch):
         def draw(total, key):
             candidates = proposal.sample(key, tables, batch)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Key, UInt32
 
 from jaxneg.hashing import hashed
+from jaxneg.samplers.exclude import count_at_most
 
 SMALL_BOUND = 1 << 16  # below it, one 32-bit word leaves a bias under 2**-16
 
@@ -78,7 +79,7 @@ def first_permitted(
     from the whole window, not from one redraw per place.
     """
     rows = shape[0] * shape[1]
-    row = jnp.arange(rows)[:, None]
+    place = jnp.arange(num_samples)[None]
 
     def unfinished(state):
         done, filled, _ = state
@@ -87,12 +88,13 @@ def first_permitted(
     def fill(state):
         done, filled, item_ids = state
         drawn, permitted = (part.reshape(rows, -1) for part in window(done))
-        place = filled[:, None] + jnp.cumsum(permitted, axis=1, dtype=jnp.int32) - 1
-        place = jnp.where(permitted, place, num_samples)  # out of bounds: dropped
-        item_ids = item_ids.at[row, place].set(drawn, mode="drop")
-        return done + 1, filled + jnp.sum(permitted, axis=1, dtype=jnp.int32), item_ids
+        upto = jnp.cumsum(permitted, axis=1, dtype=jnp.int32)
+        wanted = place - filled[:, None]  # how many permitted ones come before the one that this place takes
+        source = count_at_most(upto, wanted[:, None])[:, 0]
+        found = jnp.take_along_axis(drawn, source, axis=1, mode="clip")
+        is_new = (wanted >= 0) & (wanted < upto[:, -1:])
+        return done + 1, filled + upto[:, -1], jnp.where(is_new, found, item_ids)
 
     start = (jnp.int32(0), jnp.zeros(rows, jnp.int32), jnp.ones((rows, num_samples), jnp.int32))
     _, filled, item_ids = jax.lax.while_loop(unfinished, fill, start)
-    is_filled = jnp.arange(num_samples)[None] < filled[:, None]
-    return item_ids.reshape(*shape, num_samples), is_filled.reshape(*shape, num_samples)
+    return item_ids.reshape(*shape, num_samples), (place < filled[:, None]).reshape(*shape, num_samples)

@@ -1,7 +1,9 @@
 """Sets of items that a sequence must not get as negatives: membership, and drawing around them."""
 
+import functools
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
@@ -9,6 +11,8 @@ from jaxneg.errors import InputError
 from jaxneg.types import Batch
 
 LARGEST = jnp.iinfo(jnp.int32).max
+NUM_INTERVALS = 16  # a power of two: what the pivots divide a row into
+MANY = 256  # values of a row from which comparing with all pivots is quicker than looking four of them up (CPU)
 
 
 class Excluded(NamedTuple):
@@ -47,7 +51,10 @@ def lookup(name: str):
 
 
 def count_at_most(ascending: Int[Array, "B H"], values: Int[Array, "#B #L N"]) -> Int[Array, "B #L N"]:
-    """How many entries of row b are <= each value for row b: a branch-free binary search of ceil(log2(H+1)) steps."""
+    """How many entries of row b are <= each value for row b: a branch-free binary search of ceil(log2(H+1)) steps.
+
+    Where a row has many values, its first steps are plain comparisons with 15 pivots: they need no gather.
+    """
     num_rows, length = ascending.shape
     step = 1 << length.bit_length() >> 1
     size = 2 * step - 1  # the row is padded so that no probe can leave it
@@ -55,10 +62,21 @@ def count_at_most(ascending: Int[Array, "B H"], values: Int[Array, "#B #L N"]) -
     shape = (num_rows, *values.shape[1:])
     values = jnp.broadcast_to(values, shape).reshape(num_rows, -1)
     position = jnp.zeros_like(values)
-    while step:
-        probe = jnp.take_along_axis(ascending, position + (step - 1), axis=1, mode="clip")
-        position = jnp.where(probe <= values, position + step, position)
+    if values.shape[1] >= MANY:
+        step = max(2 * step // NUM_INTERVALS, 1)
+        for pivot in range(step - 1, size, step):
+            position = position + jnp.where(ascending[:, pivot, None] <= values, step, 0)
         step //= 2
+    num_steps = step.bit_length()
+
+    def halve(turn, position):
+        half = jnp.int32(1) << (num_steps - 1 - turn)
+        probe = jnp.take_along_axis(ascending, position + (half - 1), axis=1, mode="clip")
+        return jnp.where(probe <= values, position + half, position)
+
+    # A GPU fuses the steps into one pass. On a CPU, fused steps would each compute the values anew: it gets a loop.
+    looped = functools.partial(jax.lax.fori_loop, 0, num_steps, halve)
+    position = jax.lax.platform_dependent(position, cpu=looped, default=functools.partial(looped, unroll=True))
     return position.reshape(shape)
 
 

@@ -68,10 +68,11 @@ def above_threshold(scores: Float[Array, "B L N"], num_kept: int) -> Int[Array, 
     """
     num_rows, length, num_candidates = scores.shape
     ordered = order_bits(scores.reshape(-1, num_candidates))
+    columns = list(ordered.T)  # sums of whole columns use the CPU's vectors, sums within rows do not
 
     def lower_bit(bit, threshold):
         higher = threshold | jnp.uint32(1) << (31 - bit).astype(jnp.uint32)
-        count = jnp.sum(ordered >= higher[:, None], axis=1, dtype=jnp.int32)
+        count = sum((column >= higher).astype(jnp.int32) for column in columns)
         return jnp.where(count >= num_kept, higher, threshold)
 
     threshold = jax.lax.fori_loop(0, 32, lower_bit, jnp.zeros(ordered.shape[:1], jnp.uint32))[:, None]
