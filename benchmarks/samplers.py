@@ -1,6 +1,7 @@
 """Draws per second of every proposal, the user's own items excluded, and the alias table's build time.
 
     python benchmarks/samplers.py [--items 10000 1000000] [--batch 128] [--length 50] [--samples 50] [--history 200]
+        [--tables 100000000]
 
 One program draws 20 times by lax.scan; proposals take turns within one run, warm; the median of the repeats is printed,
 and its ratio to `randint`: as many plain `jax.random.randint` draws per sequence, with nothing excluded.
@@ -65,19 +66,28 @@ def compiled(proposal: samplers.Proposal, tables, batch: Batch):
     return lambda key: run(key, tables, batch), size
 
 
+def zipf_counts(rng, num_items: int) -> np.ndarray:
+    return np.append(0, rng.permutation(np.maximum(num_items * 10 / np.arange(1, num_items + 1), 1).astype(int)))
+
+
+def told_of_table(weights: np.ndarray) -> str:
+    start = time.perf_counter()
+    alias.build(weights)
+    return f"\n{len(weights):,} items: alias table built in {time.perf_counter() - start:.2f} s"
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, value in {"batch": 128, "length": 50, "samples": 50, "history": 200, "repeats": 7}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--items", type=int, nargs="+", default=[10**4, 10**5, 10**6, 10**7])
+    parser.add_argument("--tables", type=int, nargs="*", default=[10**8], help="items of tables that are only built")
     args = parser.parse_args()
     print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, {vars(args)}")
     for num_items in args.items:
         rng = np.random.default_rng(0)
-        counts = np.append(0, rng.permutation(np.maximum(num_items * 10 / np.arange(1, num_items + 1), 1).astype(int)))
-        start = time.perf_counter()
-        alias.build(counts[1:])
-        print(f"\n{num_items:,} items: alias table built in {time.perf_counter() - start:.2f} s")
+        counts = zipf_counts(rng, num_items)
+        print(told_of_table(counts[1:]))
         batch = zipf_batch(rng, counts, args.batch, args.length, args.history)
         proposals = {
             "randint": randint(num_items, args.samples),
@@ -99,6 +109,8 @@ def main():
         for name, (_, size) in runs.items():
             ratio = rate["randint"] / rate[name]
             print(f"{name:20} {1e3 * size / rate[name]:8.3f} {rate[name] / 1e6:10.1f} {ratio:28.2f}")
+    for num_items in args.tables:
+        print(told_of_table(zipf_counts(np.random.default_rng(0), num_items)[1:]))
 
 
 if __name__ == "__main__":
