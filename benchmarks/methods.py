@@ -16,7 +16,7 @@ import time
 import jax
 import numpy as np
 
-from jaxneg import losses, optimizer, samplers, train
+from jaxneg import losses, optimizer, parallel, samplers, train
 from jaxneg.data import dataset as data
 from jaxneg.data import prepare, synthetic
 from jaxneg.models import sasrec
@@ -58,7 +58,8 @@ def compiled(method: str, loss: str, settings: samplers.Settings, prepared: data
     states = jax.vmap(init)(jax.random.split(jax.random.key(0), 1), hyper)
     counts = data.target_counts(dataset, options.length, prepared.num_items)
     shared = jax.device_put((chosen.proposal.init(np.asarray(prepared.item_counts), counts), dataset))
-    advance = jax.jit(functools.partial(train.run_steps, step))
+    compiler_options = parallel.compiler_options(jax.default_backend())
+    advance = jax.jit(functools.partial(train.run_steps, step), compiler_options=compiler_options)
 
     def run():
         jax.block_until_ready(advance(np.int32(options.steps), states, *shared))
