@@ -26,6 +26,7 @@ LAYOUTS = {  # devices for data and for items, and whether the data is streamed
 KEY_BIAS = "['key']['bias']"  # moves by rounding alone: a softmax over keys does not feel it, and Adam scales it up
 COLLECTIVES = "all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute"
 COLLECTIVE = re.compile(rf"= (\(?[^=]*?) (?:{COLLECTIVES})(?:-start)?\(")
+COMMENT = re.compile(r"/\*.*?\*/")  # a tuple's fifth array is marked, with a "="
 SHAPE = re.compile(r"([a-z]+\d+)\[([\d,]*)\]")
 
 
@@ -119,7 +120,7 @@ def drawing(config, prepared: data.Prepared):
 
 def travelling(program: str, kind: str = ""):
     """How many numbers each collective operation of a compiled program moves, array by array."""
-    for shapes in COLLECTIVE.findall(program):
+    for shapes in COLLECTIVE.findall(COMMENT.sub("", program)):
         yield from (math.prod(int(size) for size in dims.split(",") if size)
                     for name, dims in SHAPE.findall(shapes) if name.startswith(kind))  # fmt: skip
 
