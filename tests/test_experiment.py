@@ -173,7 +173,7 @@ def test_the_same_config_twice_gives_the_same_numbers(finished, cache, tmp_path)
     assert_same_run(tmp_path, finished)
 
 
-@pytest.mark.parametrize("after_rows", [False, True])
+@pytest.mark.parametrize("after_rows", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_killed_run_goes_on_to_the_same_results(finished, cache, tmp_path, monkeypatch, save_often, after_rows):
     """Stopped by an exception in the second evaluation, before or after its rows are written, then run again."""
     def die(*_):
@@ -356,7 +356,8 @@ def test_a_run_of_failed_seeds_ends_early_and_debug_finds_the_operation(cache, t
     assert "\n" not in str(found.value)
 
 
-@pytest.mark.parametrize("method", ["adaptive_mixed", pytest.param("popularity", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["adaptive_mixed", "popularity"])
 def test_debug_finds_nothing_in_a_sound_run(cache, tmp_path, method):
     experiment.run(small(cache, method, num_epochs=1, debug=True), tmp_path)
     assert pd.read_csv(tmp_path / "results.csv")["status"].tolist() == ["ok"]

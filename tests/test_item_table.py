@@ -130,7 +130,9 @@ def keys(*seeds):
     return jnp.stack([jax.random.key(seed) for seed in seeds])
 
 
-@pytest.mark.parametrize("method", ["uniform", "adaptive_mixed", "popularity"])
+@pytest.mark.parametrize("method", [
+    "adaptive_mixed", *(pytest.param(name, marks=pytest.mark.slow) for name in ("uniform", "popularity")),
+])  # fmt: skip
 def test_the_first_step_is_that_of_the_dense_form(prepared, method):
     """Without moments of the past an item that is not touched rests in both forms; after that it does not."""
     found = {}
@@ -175,7 +177,7 @@ def test_a_seed_that_is_not_finite_does_not_move(prepared):
     np.testing.assert_array_equal(state.params["item_table"][0], sound.params["item_table"][0])
 
 
-@pytest.mark.parametrize("num_seeds, cut", [(1, ()), (2, CUT)])
+@pytest.mark.parametrize("num_seeds, cut", [pytest.param(1, (), marks=pytest.mark.slow), (2, CUT)])
 def test_no_copy_of_the_table_is_made(prepared, num_seeds, cut):
     """The compiled program's temporaries stay as they are while the catalogue grows, and its state is in place."""
     temporary = {}
@@ -207,6 +209,7 @@ def small(cache, **others):
     return config_lib.use_method(config_lib.base(), "uniform", settings)
 
 
+@pytest.mark.slow
 def test_a_run_is_resumed_and_its_weights_are_plain(cache, tmp_path, monkeypatch):
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     experiment.run(small(cache), whole)

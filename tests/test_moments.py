@@ -93,7 +93,9 @@ def test_changes_below_a_codes_distance_add_up(name):
     np.testing.assert_allclose(found.mean(), expected, rtol=0.02)
 
 
-@pytest.mark.parametrize("name, of_moments", [("bfloat16", 2 * 8 * 2), ("int8", 2 * 8 + 8)])
+@pytest.mark.parametrize("name, of_moments", [
+    ("bfloat16", 2 * 8 * 2), pytest.param("int8", 2 * 8 + 8, marks=pytest.mark.slow),
+])  # fmt: skip
 def test_no_copy_of_the_table_is_made(prepared, monkeypatch, name, of_moments):  # noqa: F811
     """The compiled program's temporaries stay as they are while the catalogue grows, and its state is in place."""
     monkeypatch.setitem(optimizer.ITEM_TABLES, name, moments.item_table("sparse", name))

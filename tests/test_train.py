@@ -138,13 +138,14 @@ def test_no_pad_counts_unless_told(prepared):
 CUT = (buckets.Bucket(5, 40), buckets.Bucket(6, 30), buckets.Bucket(5, 25))
 
 
+MORE = (("uniform", True), ("in_batch", True), ("adaptive_mixed", False))  # slow ones: the others have each half of it
+
+
 # A left-out pad of popularity_cohort would need negatives of its own: the run does not cut such batches.
-SHARED_NEGATIVES = ("uniform", "in_batch", "adaptive_mixed")
-
-
 @pytest.mark.parametrize("method, count_pads", [
-    *((method, pads) for method in SHARED_NEGATIVES for pads in (False, True)), ("popularity_cohort", False),
-    ("catalogue", False), ("softmax_hard", False),
+    *(pytest.param(method, pads, marks=pytest.mark.slow if (method, pads) in MORE else ())
+      for method in ("uniform", "in_batch", "adaptive_mixed") for pads in (False, True)),
+    ("popularity_cohort", False), ("catalogue", False), ("softmax_hard", False),
 ])  # fmt: skip
 def test_buckets_give_what_the_padded_batch_gives(prepared, method, count_pads):
     init, step, tables, dataset = parts(prepared, method, count_pads=count_pads, max_len=40, buckets=CUT)
