@@ -49,8 +49,10 @@ def main(argv: list[str]) -> int:
         argv, hosts = take_host_flags(argv)
         config, workdir, extend = parse_flags(argv)
         with signals.raised():
-            from jaxneg import experiment  # here, so that --help and a refused flag do not wait for JAX
+            from jaxneg import experiment, parallel  # here, so that --help and a refused flag do not wait for JAX
 
+            if hosts is None and not config.debug and max(config.mesh.data, config.mesh.model) <= 1:
+                parallel.use_cores(min(config.num_seeds, config.seeds_per_chunk or config.num_seeds))
             experiment.run(config, workdir, extend, hosts)
         return 0
     except InputError as error:

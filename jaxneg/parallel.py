@@ -7,7 +7,9 @@ and the samplers' tables (see `jaxneg.sharded`). Everywhere else a function is w
 one device holds.
 """
 
+import contextlib
 import math
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -81,6 +83,27 @@ def seed_layout(
     num_rows = -(-num_seeds // groups) * groups
     mesh = Mesh(np.array(devices[: groups * data * model]).reshape(groups, data, model), ("seed", *OF_A_SEED))
     return Layout(mesh, num_seeds, num_rows)
+
+
+def use_cores(num_seeds: int) -> None:
+    """Makes a device of each core, up to `num_seeds`, where the CPU is the device: seeds need no word of each other.
+
+    Leaves it as it is where the environment says how many there are, or where JAX has begun and so has its devices.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    if "JAX_NUM_CPU_DEVICES" in os.environ or "xla_force_host_platform_device_count" in flags:
+        return
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    with contextlib.suppress(RuntimeError):
+        jax.config.update("jax_num_cpu_devices", min(num_seeds, cores))
+
+
+def group_size(layout: Layout) -> int:
+    """How many of a device's seeds train side by side; the others take their turns.
+
+    An accelerator is filled by many. A core is filled by one, and its cache does not hold what many work on.
+    """
+    return 1 if layout.mesh.devices.flat[0].platform == "cpu" else layout.seeds_per_device
 
 
 def part_of_batch(layout: Layout) -> Part:

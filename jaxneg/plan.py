@@ -198,7 +198,7 @@ def make_plan(config, folder: pathlib.Path, prepared: data.Prepared, seeds: rang
     make_state = parallel.made_on_devices(init, layout)
     state_specs = parallel.specs(state_shapes(layout, make_state), parallel.SEED)
     advance = parallel.over_devices(
-        functools.partial(train.run_steps, step), layout,
+        functools.partial(train.run_groups, step, parallel.group_size(layout)), layout,
         (False, state_specs, parallel.specs(tables), True if streamed else parallel.specs(dataset)), donate=(1,),
         out_specs=state_specs,
     )  # fmt: skip

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import lax
 from jax.experimental import checkify
 from jaxtyping import Array, Bool, Float, Int
 
@@ -300,6 +301,29 @@ def draw_users(
     return jax.vmap(jax.vmap(one, in_axes=(None, 0)), in_axes=(0, None))(keys, steps)
 
 
+def run_groups(
+    step: Step, group_size: int, num_steps: Int[Array, ""], states: TrainState, tables, feed
+) -> TrainState:
+    """`run_steps` for `group_size` seeds at a time, one group after another; it divides the number of seeds.
+
+    A processor's cache may hold what a step of one seed works on, and not what the steps of all do.
+    """
+    number = len(states.step) // group_size
+    if number == 1:
+        return run_steps(step, num_steps, states, tables, feed)
+
+    def one_group(index, states):
+        def part(tree):
+            return jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, index * group_size, group_size), tree)
+
+        own_feed = feed if step.feed_axis is None else part(feed)
+        moved = run_steps(step, num_steps, part(states), tables, own_feed)
+        return jax.tree.map(
+            lambda x, rows: lax.dynamic_update_slice_in_dim(x, rows, index * group_size, 0), states, moved)
+
+    return lax.fori_loop(0, number, one_group, states)
+
+
 def run_steps(step: Step, num_steps: Int[Array, ""], states: TrainState, tables, feed) -> TrainState:
     """`num_steps` steps of several seeds in one program: every leaf of `states` has a seed axis.
 
@@ -315,10 +339,10 @@ def run_steps(step: Step, num_steps: Int[Array, ""], states: TrainState, tables,
         else:
             fit = jnp.all(jax.vmap(step.fits)(batches))
             # Only gradients come out of the choice: a table that went through it would be copied.
-            found = jax.lax.cond(fit, jax.vmap(step.in_buckets), jax.vmap(step.padded), inputs)
+            found = lax.cond(fit, jax.vmap(step.in_buckets), jax.vmap(step.padded), inputs)
         return jax.vmap(step.update)(states, borrowed, *found)
 
-    return jax.lax.fori_loop(0, num_steps, body, states)
+    return lax.fori_loop(0, num_steps, body, states)
 
 
 def check_step(step: Step) -> Callable:

@@ -127,6 +127,7 @@ def validation_hit_rates(
     Repeat r has the same key for all points, so they differ by their values only.
     """
     repeats = config.num_seeds
+    parallel.use_cores(len(points) * repeats)
     changed = config_lib.base()
     changed.update_from_flattened_dict(config_lib.flatten(config) | shape | {"num_seeds": len(points) * repeats})
     made = plan_lib.make_plan(config_lib.resolve(changed), pathlib.Path(), prepared, range(len(points) * repeats))

@@ -8,6 +8,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jaxneg import parallel
 
@@ -50,6 +51,28 @@ def test_seeds_that_the_devices_do_not_divide(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
     done = subprocess.run([sys.executable, "-c", FAKE_DEVICES], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+CORES = """
+import os, sys
+from jaxneg import parallel
+os.sched_getaffinity = lambda _: {0, 1, 2}
+parallel.use_cores(int(sys.argv[1]))
+import jax
+print(jax.device_count())
+parallel.use_cores(3)
+assert parallel.group_size(parallel.seed_layout(12)) == 1
+print(jax.device_count())
+"""
+
+
+@pytest.mark.parametrize("num_seeds, told, devices", [(2, {}, 2), (20, {}, 3), (20, {"JAX_NUM_CPU_DEVICES": "5"}, 5)])
+def test_seeds_are_spread_over_the_cores(monkeypatch, num_seeds, told, devices):
+    """Unless JAX has begun, or the environment says how many devices there are."""
+    for name, value in ({"JAX_PLATFORMS": "cpu"} | told).items():
+        monkeypatch.setenv(name, value)
+    done = subprocess.run([sys.executable, "-c", CORES, str(num_seeds)], capture_output=True, text=True)
+    assert done.stdout.split() == [str(devices)] * 2, done.stderr
 
 
 def test_twenty_seeds_are_the_same_on_eight_devices_and_alone(monkeypatch):

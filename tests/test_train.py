@@ -79,19 +79,21 @@ def test_the_split_of_steps_into_dispatches_changes_nothing(prepared):
 
 
 def test_a_seed_alone_is_its_copy_among_others(prepared):
+    """Side by side with another one, in the second of two groups that take turns."""
     init, step, tables, dataset = parts(prepared, "adaptive_mixed")
     states = []
-    for num_seeds in (1, 3):
+    for num_seeds, first, group_size in ((1, 3, 1), (4, 0, 2)):
         layout = parallel.seed_layout(num_seeds)
         start = parallel.over_seeds(init, layout, (True, True))
         advance = parallel.over_devices(
-            functools.partial(train.run_steps, step), layout, (False, True, False, False), donate=(1,)
+            functools.partial(train.run_groups, step, group_size), layout, (False, True, False, False), donate=(1,)
         )
-        keys = parallel.seed_keys(layout, 5)
+        keys = parallel.seed_keys(layout, 5, first)
         states.append(advance(np.int32(20), start(keys, parallel.repeat(layout, HYPER)), tables, dataset))
     alone, together = (state.params["item_table"] for state in states)
-    np.testing.assert_allclose(alone[0], together[0], atol=1e-4)
-    assert np.abs(np.asarray(together[1] - together[0])).max() > 1e-2
+    np.testing.assert_allclose(alone[0], together[3], atol=1e-4)
+    assert all(np.abs(np.asarray(together[3] - together[other])).max() > 1e-2 for other in range(3))
+    assert states[1].step.tolist() == [20] * 4
 
 
 def test_learning_rates_differ_within_one_program(prepared):
