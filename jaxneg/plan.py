@@ -105,9 +105,7 @@ def fitting_plan(config, folder: pathlib.Path, prepared: data.Prepared, seeds: r
         return on_devices(plan)
     needed, there = needed_bytes(plan), available_bytes(plan.layout)
     if there is not None and needed.total > there and number > 1 and not begun and not config.seeds_per_chunk:
-        each = (needed.total - needed.shared) / plan.layout.seeds_per_device
-        fitting = int((MEMORY_SHARE * there - needed.shared) / each) * plan.layout.mesh.size
-        plan = make_plan(config, folder, prepared, seeds[: max(1, fitting)])
+        plan = make_plan(config, folder, prepared, seeds[: fitting_seeds(plan, needed, there, prepared)])
         needed, there = needed_bytes(plan), available_bytes(plan.layout)
     told = needed_in_words(plan, needed, there)
     if there is not None and needed.total > there:
@@ -115,6 +113,16 @@ def fitting_plan(config, folder: pathlib.Path, prepared: data.Prepared, seeds: r
     if hosts.is_first():
         print(f"jaxneg: {told}", file=sys.stderr)
     return on_devices(plan)
+
+
+def fitting_seeds(plan: Plan, needed: Needed, there: int, prepared: data.Prepared) -> int:
+    """How many of a plan's seeds fit: what it needs, and what one seed on each device does, tell what another adds."""
+    groups, each = plan.layout.mesh.shape["seed"], plan.layout.seeds_per_device
+    if each == 1:
+        return 1
+    of_one = needed_bytes(make_plan(plan.config, plan.folder, prepared, plan.seeds[:groups])).total
+    more = (MEMORY_SHARE * there - of_one) * (each - 1) / max(1, needed.total - of_one)
+    return groups * min(each - 1, 1 + max(0, int(more)))
 
 
 def make_plan(config, folder: pathlib.Path, prepared: data.Prepared, seeds: range) -> Plan:

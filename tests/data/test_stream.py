@@ -144,7 +144,9 @@ def test_auto_streams_what_would_take_a_quarter_of_the_memory(cache, tmp_path, m
     blocks = memory.tree_bytes(stream.shapes(plans[1].stream))
     data_bytes = memory.tree_bytes(plans[0].dataset)
     more = plan.needed_bytes(plans[1]).training - plan.needed_bytes(plans[0]).training
-    assert (1 + stream.AHEAD) * blocks - 1.2 * data_bytes < more < (1 + stream.AHEAD) * blocks * 1.05
+    of_turn = blocks / 2  # a seed that takes its turn has a copy of its own rows
+    held = (1 + stream.AHEAD) * blocks + of_turn
+    assert held - 1.2 * data_bytes < more < held * 1.05
 
 
 def test_histories_without_those_of_the_whole_data(monkeypatch):
