@@ -21,7 +21,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxneg import hosts
 from jaxneg.errors import InputError
 from jaxneg.sharded import Sharded
-from jaxneg.train import WHOLE, Part
+from jaxneg.train import WHOLE, Part, every
 
 SEED = PartitionSpec("seed")
 SHARED = PartitionSpec()
@@ -116,8 +116,7 @@ def part_of_batch(layout: Layout) -> Part:
         return WHOLE
 
     def own(rows):
-        mine = jax.lax.axis_index(OF_A_SEED)
-        return jax.lax.dynamic_index_in_dim(rows.reshape(-1, number, *rows.shape[1:]), mine, axis=1, keepdims=False)
+        return every(number, jax.lax.axis_index(OF_A_SEED), rows)
 
     return Part(number, own, lambda tree: jax.lax.psum(tree, OF_A_SEED))
 

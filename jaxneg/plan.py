@@ -24,6 +24,7 @@ CHOSEN_AT_RANDOM = ("dns", "softmax_hard")  # or may be: each position has its o
 BUCKET_OVERFLOW = 1e-3  # chance that a batch is too long for one of its buckets and has to be padded
 MOST_STEPS = 2**31 - 1  # TrainState.step is int32
 STREAM_SHARE = 0.25  # of what is free: data beyond that is streamed, so that weights and activations have room
+SCORES_BYTES = 8 * 2**20  # of candidates that a core works on at a time: more does not stay in its caches
 MEMORY_SHARE = 0.9  # of what is free, for a chunk of seeds that is chosen to fit
 
 
@@ -158,6 +159,8 @@ def make_plan(config, folder: pathlib.Path, prepared: data.Prepared, seeds: rang
     loss_settings = losses.Settings(**{name: config.loss[name] for name in losses.Settings._fields})
     unselected = method.num_candidates - method.num_kept if config.loss.keep_unselected else 0
     pool_size = None if math.isinf(config.osf) else max(1, math.floor(config.osf * steps_per_epoch))
+    cut = make_buckets(config, rows, len(seeds), layout.devices_per_seed)
+    turns = choose_turns(config, layout, cut, method.num_candidates)
     step = train.make_step(
         model=model,
         method=method,
@@ -168,7 +171,8 @@ def make_plan(config, folder: pathlib.Path, prepared: data.Prepared, seeds: rang
         batch_size=config.batch_size,
         num_items=num_items,
         history_size=history_size,
-        buckets=make_buckets(config, rows, len(seeds), layout.devices_per_seed),
+        buckets=make_buckets(config, rows, len(seeds), layout.devices_per_seed * turns),
+        turns=turns,
         pool_size=pool_size,
         count_pads=config.loss.count_pads,
         streamed=streamed,
@@ -337,11 +341,32 @@ def with_item_table(config, num_items: int):
     return config_lib.resolve(changed)
 
 
+def drawn_per_position(config) -> bool:
+    """Whether positions have candidates of their own, and do not share those of their sequence or batch."""
+    drawn = config_lib.distributions(config_lib.flatten(config))
+    return "popularity_cohort" in drawn or config.sampler.scope == "position"
+
+
+def choose_turns(config, layout: parallel.Layout, cut: tuple[buckets.Bucket, ...], num_candidates: int) -> int:
+    """In how many parts a device works out the gradient of its share of a batch.
+
+    On a CPU scores of thousands of shared candidates are worked on while they are in its caches; an accelerator is
+    given all at once. Candidates of a position's own are slower in parts.
+    """
+    if layout.mesh.devices.flat[0].platform != "cpu" or drawn_per_position(config):
+        return 1
+    positions = sum(rows * length for rows, length in cut) or config.batch_size * config.model.max_len
+    own_rows = config.batch_size // layout.devices_per_seed
+    wanted = 4 * positions * num_candidates / layout.devices_per_seed / SCORES_BYTES
+    turns = 1
+    while turns < 0.75 * wanted and own_rows % (2 * turns) == 0:
+        turns *= 2
+    return turns
+
+
 def make_buckets(config, dataset: Dataset | data.Rows, num_seeds: int, parts: int = 1) -> tuple[buckets.Bucket, ...]:
     """How batches are cut so that few pads are computed; () where every sequence is to be padded to max_len."""
-    drawn = config_lib.distributions(config_lib.flatten(config))
-    alone = "popularity_cohort" in drawn or config.sampler.scope == "position" or config.method in CHOSEN_AT_RANDOM
-    if config.loss.count_pads and alone:
+    if config.loss.count_pads and (drawn_per_position(config) or config.method in CHOSEN_AT_RANDOM):
         return ()  # each left-out pad would need negatives of its own
     overflow = BUCKET_OVERFLOW / num_seeds
     lengths = data.input_lengths(dataset)

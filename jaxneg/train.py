@@ -3,7 +3,7 @@
 import functools
 import os
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from jax import lax
 from jax.experimental import checkify
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray, Shaped
 
 from jaxneg.data import dataset as data
 from jaxneg.data import stream
@@ -138,6 +138,7 @@ def make_step(
     num_items: int,
     history_size: int,
     buckets: tuple[Bucket, ...] = (),
+    turns: int = 1,
     pool_size: int | None = None,
     count_pads: bool = False,
     streamed: bool = False,
@@ -152,16 +153,15 @@ def make_step(
         are cheap, and share what comes after.
       history_size: H, at least the longest history of the dataset.
       buckets: how to cut a batch so that few pads are computed (see `jaxneg.data.buckets`); (): not at all. Rows
-        are multiples of `part.number`, as `batch_size` is.
+        are multiples of `part.number` times `turns`, as `batch_size` is.
+      turns: in how many parts, one after another, this device works out its gradient: fewer activations are alive.
       pool_size: number of distinct batches that the run sees, or None (see `pooled_keys`).
       count_pads: whether pads stay in the mean, as in the released code.
       streamed: whether batches come ready in a `stream.Block`, and are not drawn from a Dataset.
     """
-    padded = (Bucket(batch_size // part.number, model.max_len),)
-    own_buckets = tuple(Bucket(rows // part.number, length) for rows, length in buckets)
-    losses_of = functools.partial(
-        batch_loss, model=model, method=method, loss=loss, part=part, count_pads=count_pads
-    )
+    padded = (Bucket(batch_size // (part.number * turns), model.max_len),)
+    own_buckets = tuple(Bucket(rows // (part.number * turns), length) for rows, length in buckets)
+    losses_of = functools.partial(batch_loss, model=model, method=method, loss=loss, count_pads=count_pads)
 
     def draw(state: TrainState, feed: Dataset | stream.Block) -> tuple[StepKeys, Batch]:
         keys = pooled_keys(state.key, state.step, pool_size)
@@ -193,7 +193,28 @@ def make_step(
         return LossInputs(borrowed.params, batch, candidates, state.hyper, keys, count), borrowed
 
     def gradient_of(cut: tuple[Bucket, ...], inputs: LossInputs) -> tuple[Float[Array, ""], dict]:
-        return jax.value_and_grad(functools.partial(losses_of, buckets=cut))(*inputs)
+        params, number = inputs.params, part.own(jnp.arange(batch_size))
+        selector_keys = part.own(jax.random.split(inputs.keys.selector, (batch_size, model.max_len)))
+
+        def add_turn(turn, total):
+            value, gradient = total
+
+            def own(tree):
+                return jax.tree.map(lambda rows: every(turns, turn, rows) if rows.shape[0] > 1 else rows, tree)
+
+            pieces = list(cut_batch(own(inputs.batch), own(inputs.candidates), cut))
+            # One gather for all, so that the item table's gradient is one scatter.
+            ids = jnp.concatenate([ids.reshape(-1) for piece in pieces for ids in piece.looked_up])
+            rows = sasrec.lookup(params["item_table"], ids)
+            of_batch = (pieces, own(number), own(selector_keys), inputs.keys.dropout, inputs.hyper)
+            found, (of_params, of_rows) = jax.value_and_grad(losses_of, argnums=(0, 1))(params, rows, *of_batch)
+            gradient = jax.tree.map(jnp.add, gradient, of_params)
+            table = gradient["item_table"].at[ids].add(jnp.where(ids[:, None] != 0, of_rows, 0))
+            return value + found, gradient | {"item_table": table}
+
+        nothing = jnp.zeros(()), jax.tree.map(jnp.zeros_like, params)
+        total = add_turn(0, nothing) if turns == 1 else lax.fori_loop(0, turns, add_turn, nothing)
+        return jax.tree.map(lambda x: x / jnp.maximum(inputs.count, 1), total)
 
     def update(state: TrainState, borrowed: Borrowed, value: Float[Array, ""], gradient: dict) -> TrainState:
         value, gradient = part.total((value, gradient))
@@ -217,32 +238,32 @@ def make_step(
 
 def batch_loss(
     params: dict,
-    batch: Batch,
-    candidates: Candidates,
+    rows: Float[Array, "n D"],
+    pieces: Sequence["Piece"],
+    number: Int[Array, "R"],
+    selector_keys: Key[Array, "R L"],
+    dropout_key: PRNGKeyArray,
     hyper: Hyper,
-    keys: StepKeys,
-    count: Int[Array, ""],
     *,
     model: sasrec.SASRec,
     method: Method,
     loss: Callable[..., Float[Array, "B L"]],
-    part: Part,
-    buckets: tuple[Bucket, ...],
     count_pads: bool,
 ) -> Float[Array, ""]:
-    """What a part of a batch adds to the mean loss over `count` positions, bucket by bucket, pads with `count_pads`.
+    """The sum of the loss over the positions of a part of a batch, bucket by bucket, pads with `count_pads`.
 
-    Item ids are rows of `params["item_table"]`, which may hold the batch's own items only (see `optimizer.Borrowed`).
     All pads of a sequence have the same state, so those that a bucket leaves out count as one position with a
     weight: the result is that of the padded batch.
+
+    Args:
+      params: item ids are rows of its item table, which may hold the batch's own items only (`optimizer.Borrowed`).
+      rows: those of the item table that the pieces look up, one after another.
+      number: of each sequence in the whole batch, on which its dropout depends.
     """
-    pieces = list(cut_batch(batch, candidates, buckets))
-    # One gather for all, so that the item table's gradient is one scatter.
-    wanted = [ids for piece in pieces for ids in (piece.inputs, piece.targets, piece.candidates.item_ids)]
-    embedded = iter(sasrec.lookup_all(params["item_table"], wanted))
+    ids = [ids for piece in pieces for ids in piece.looked_up]
+    embedded = iter(sasrec.cut_rows(rows, ids))
     encode = functools.partial(model.apply, {"params": params["encoder"]})
-    total, whole = jnp.zeros(()), batch.inputs.shape[0] * part.number
-    selector_keys = part.own(jax.random.split(keys.selector, (whole, model.max_len)))
+    total = jnp.zeros(())
 
     def values(hidden, piece: Piece, targets, negative_rows):
         if method.num_candidates == 0:
@@ -256,8 +277,7 @@ def batch_loss(
 
     looked_up = [(next(embedded), next(embedded), next(embedded)) for _ in pieces]
     is_item = [piece.inputs > 0 for piece in pieces]
-    inputs_of_pieces, rows = [inputs for inputs, _, _ in looked_up], part.own(jnp.arange(whole))
-    states = encode(inputs_of_pieces, is_item, hyper.dropout, keys.dropout, rows)
+    states = encode([inputs for inputs, _, _ in looked_up], is_item, hyper.dropout, dropout_key, number)
     for piece, hidden, (inputs, targets, negative_rows) in zip(pieces, states, looked_up, strict=True):
         counted = jnp.ones_like(piece.targets, bool) if count_pads else piece.targets > 0
         total += jnp.sum(jnp.where(counted, values(hidden, piece, targets, negative_rows), 0))
@@ -266,7 +286,15 @@ def batch_loss(
             nothing = jnp.zeros_like(inputs[:, :1])
             (at_pad,) = encode([nothing], [jnp.zeros(nothing.shape[:2], bool)])
             total += num_cut * jnp.sum(values(at_pad, piece, nothing, negative_rows))
-    return total / jnp.maximum(count, 1)
+    return total
+
+
+def every(number: int, first: Int[Array, ""] | int, rows: Shaped[Array, "B ..."]) -> Shaped[Array, "b ..."]:
+    """Every `number`-th of the rows from `first` on, so that all parts of a batch have as many long sequences."""
+    if number == 1:
+        return rows
+    rows = rows.reshape(-1, number, *rows.shape[1:])
+    return lax.dynamic_index_in_dim(rows, first, axis=1, keepdims=False)
 
 
 class Piece(NamedTuple):
@@ -276,6 +304,11 @@ class Piece(NamedTuple):
     inputs: Int[Array, "R l"]
     targets: Int[Array, "R l"]
     candidates: Candidates
+
+    @property
+    def looked_up(self) -> tuple[Int[Array, "..."], ...]:
+        """Item ids whose rows the loss needs."""
+        return self.inputs, self.targets, self.candidates.item_ids
 
 
 def cut_batch(batch: Batch, candidates: Candidates, buckets: tuple[Bucket, ...]) -> Iterator[Piece]:

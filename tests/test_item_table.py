@@ -54,7 +54,7 @@ def run(item_table, adam, table, steps):
         borrowed = item_table.borrow(*kept, (ids[:12].reshape(3, 4), ids[12:]))
 
         def loss(params):
-            rows = sasrec.lookup_all(params["item_table"], borrowed.item_ids)
+            rows = [sasrec.lookup(params["item_table"], ids) for ids in borrowed.item_ids]
             flat = jnp.concatenate([part.reshape(-1, WIDTH) for part in rows])
             return jnp.sum(flat * gradients) + jnp.sum(jnp.square(params["encoder"]["bias"]))
 

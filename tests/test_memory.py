@@ -7,6 +7,7 @@ import pytest
 
 from jaxneg import config as config_lib
 from jaxneg import experiment, memory, parallel, plan
+from jaxneg.data import buckets
 from jaxneg.data import dataset as data
 from jaxneg.errors import InputError
 
@@ -80,6 +81,18 @@ def test_seeds_that_do_not_fit_train_in_chunks(small, tmp_path, monkeypatch, cap
     assert "2 seeds side by side need about" in capsys.readouterr().err
     config = make(batch_size=8, seeds_per_chunk=1)
     assert plan.fitting_plan(config, tmp_path, prepared, range(1, 3)).seeds == range(1, 2)
+
+
+@pytest.mark.parametrize("others, num_candidates, turns", [
+    ({}, 50, 1), ({}, 320, 4), ({}, 1500, 16), ({}, 0, 1), ({"batch_size": 44}, 1500, 4), ({"batch_size": 7}, 1500, 1),
+    ({"sampler__scope": "position"}, 1500, 1),
+])  # fmt: skip
+def test_scores_of_many_candidates_are_worked_on_in_turns(small, others, num_candidates, turns):
+    config = small[0](**{"batch_size": 128, "model__max_len": 200} | others)
+    cut = (buckets.Bucket(config.batch_size, 50),)
+    layout = parallel.seed_layout(1)
+    assert plan.choose_turns(config, layout, (), num_candidates) == turns
+    assert 1 <= plan.choose_turns(config, layout, cut, num_candidates) <= turns
 
 
 @pytest.mark.parametrize("others, there, words", [

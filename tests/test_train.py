@@ -161,6 +161,22 @@ def test_buckets_give_what_the_padded_batch_gives(prepared, method, count_pads):
         np.testing.assert_allclose(one, other, atol=1e-6)
 
 
+@pytest.mark.parametrize("method, count_pads", [("softmax_hard", False), ("adaptive_mixed", True)])
+def test_a_gradient_in_turns_is_that_of_the_whole_batch(prepared, method, count_pads):
+    """With every bucket cut in two, and padded; dropout and what is chosen at random included."""
+    cut = (buckets.Bucket(6, 40), buckets.Bucket(6, 30), buckets.Bucket(4, 25))
+    settings = {"count_pads": count_pads, "max_len": 40, "buckets": cut}
+    init, step, tables, dataset = parts(prepared, method, **settings)
+    in_turns = parts(prepared, method, turns=2, **settings)[1]
+    state = init(jax.random.key(0), HYPER)
+    inputs, _ = step.borrow(state, *step.draw(state, dataset), tables)
+    wanted, gradient = jax.jit(step.padded)(inputs)
+    for form in (in_turns.in_buckets, in_turns.padded):
+        found, other = jax.jit(form)(inputs)
+        np.testing.assert_allclose(found, wanted, rtol=1e-6)
+        jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), other, gradient)
+
+
 def test_a_batch_that_does_not_fit_is_padded(prepared):
     tight = (buckets.Bucket(2, 40), buckets.Bucket(14, 3))
     init, step, tables, dataset = parts(prepared, max_len=40, buckets=tight)

@@ -266,11 +266,10 @@ def encode(
     return model.apply({"params": params["encoder"]}, [embedded], [inputs != 0], dropout_rate, dropout_key)[0]
 
 
-def lookup_all(item_table: Float[Array, "rows D"], wanted: Sequence[Int[Array, "..."]]) -> list[Float[Array, "..."]]:
-    """`lookup` of several arrays of ids in one gather, so that the gradient is one scatter."""
-    rows = lookup(item_table, jnp.concatenate([ids.reshape(-1) for ids in wanted]))
-    ends = np.cumsum([ids.size for ids in wanted])[:-1]
-    return [part.reshape(*ids.shape, rows.shape[1]) for part, ids in zip(jnp.split(rows, ends), wanted, strict=True)]
+def cut_rows(rows: Float[Array, "n D"], ids: Sequence[Int[Array, "..."]]) -> list[Float[Array, "..."]]:
+    """Rows that were looked up together, of several arrays of ids one after another, as an array for each."""
+    ends = np.cumsum([part.size for part in ids])[:-1]
+    return [part.reshape(*own.shape, rows.shape[1]) for part, own in zip(jnp.split(rows, ends), ids, strict=True)]
 
 
 def dot(hidden: Float[Array, "B L D"], rows: Float[Array, "#B #L N D"]) -> Float[Array, "B L N"]:
