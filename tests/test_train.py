@@ -161,7 +161,9 @@ def test_buckets_give_what_the_padded_batch_gives(prepared, method, count_pads):
         np.testing.assert_allclose(one, other, atol=1e-6)
 
 
-@pytest.mark.parametrize("method, count_pads", [("softmax_hard", False), ("adaptive_mixed", True)])
+@pytest.mark.parametrize("method, count_pads", [
+    ("softmax_hard", False), pytest.param("adaptive_mixed", True, marks=pytest.mark.slow),
+])  # fmt: skip
 def test_a_gradient_in_turns_is_that_of_the_whole_batch(prepared, method, count_pads):
     """With every bucket cut in two, and padded; dropout and what is chosen at random included."""
     cut = (buckets.Bucket(6, 40), buckets.Bucket(6, 30), buckets.Bucket(4, 25))
