@@ -101,7 +101,7 @@ def use_cores(num_seeds: int) -> None:
 def group_size(layout: Layout) -> int:
     """How many of a device's seeds train side by side; the others take their turns.
 
-    An accelerator is filled by many. A core is filled by one, and turns need the memory of one step (benchmarks/seeds.py).
+    An accelerator is filled by many. A core is filled by one, and turns need the memory of one step only.
     """
     return 1 if layout.mesh.devices.flat[0].platform == "cpu" else layout.seeds_per_device
 
