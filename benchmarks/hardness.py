@@ -16,7 +16,7 @@ from typing import NamedTuple
 import pandas as pd
 from matplotlib.figure import Figure
 
-from jaxneg import experiment, main, results, writer
+from jaxneg import experiment, main, parallel, results, writer
 from jaxneg.errors import InputError
 
 KS = (5, 10, 20, 50)
@@ -109,6 +109,7 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
 
 def study(options) -> None:
     """Runs all settings, and writes the table and the picture anew after each, so that a long study can be watched."""
+    parallel.use_cores(options.seeds)
     chosen = [sweep for sweep in sweeps(options) if sweep.settings]
     out, rows = pathlib.Path(options.out), []
     for sweep in chosen:
