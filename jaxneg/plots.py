@@ -194,7 +194,8 @@ def learning_curves(panels: Mapping[str, Sequence[Curve]], styles: Mapping[str, 
         for curve in curves:
             look = styles[curve.label]
             axes.plot(curve.x, curve.mean, color=look.colour, marker=look.marker, markersize=look.size / 1.8,
-                      linewidth=1.5, label=curve.label, markeredgecolor="white", markeredgewidth=0.3)  # fmt: skip
+                      markevery=_apart(curve.x), linewidth=1.5, label=curve.label, markeredgecolor="white",
+                      markeredgewidth=0.3)  # fmt: skip
             axes.fill_between(curve.x, curve.low, curve.high, color=look.colour, alpha=0.12, linewidth=0)
         axes.set_title(name, fontsize=11)
         axes.set_xlabel("epoch")
@@ -260,6 +261,11 @@ def _grid(axes, axis: str = "both") -> None:
 
 def _no_offset(axes) -> None:
     axes.ticklabel_format(useOffset=False, axis="both", style="plain")
+
+
+def _apart(places: np.ndarray) -> np.ndarray:
+    """Which of the places have room for a marker: those that do not all but touch the next one."""
+    return np.append(np.diff(places) > 0.02 * np.ptp(places), True)
 
 
 def _few_ticks(integer: bool = False) -> MaxNLocator:

@@ -86,3 +86,11 @@ def test_the_lines_between_cohorts():
     assert [line.get_xdata()[0] for line in axes.lines if line.get_linestyle() == ":"] == [2.5, 3.5]
     words = [text.get_text() for text in axes.get_legend().get_texts()]
     assert words[0] == "head: 2 items (33.3%), 87% of the training rows" and "0 drawn at 0.5" in axes.get_ylabel()
+
+
+def test_an_evaluation_right_before_the_last_has_no_marker_of_its_own():
+    epochs, value = np.array([25.0, 50.0, 200.0, 201.0]), np.arange(4.0)
+    curve = {"HR@10": [plots.Curve("uniform", epochs, value, value, value)]}
+    line = plots.learning_curves(curve, plots.looks(["uniform"])).axes[0].lines[0]
+    np.testing.assert_array_equal(line.get_markevery(), [True, True, False, True])
+    np.testing.assert_array_equal(line.get_xdata(), epochs)
