@@ -107,7 +107,7 @@ NAME = Rule("1 to 60 letters, digits, '_', '-' and '.', the first one a letter, 
 FIELDS: dict[str, Field] = {
     "dataset": Field("interactions", str, NAME, "name of the data set, as results.csv shows it"),
     "method": Field(DEFAULT_METHOD, str, _one_of(*METHODS), "how negatives are drawn (the list above)"),
-    "num_seeds": Field(1, int, _at_least(1, 10**4), "independent runs, trained side by side"),
+    "num_seeds": Field(1, int, _at_least(1, 10**4), "independent runs, trained together"),
     "seed": Field(0, int, _at_least(0, 2**32 - 1), "the run's root seed; seed s of a run never depends on num_seeds"),
     "num_epochs": Field(201, int, _at_least(1, 10**6), "an epoch is floor(users / batch_size) steps"),
     "eval_every": Field(25, int, _at_least(1, 10**6), "epochs between evaluations; one always follows the last epoch"),
@@ -117,7 +117,7 @@ FIELDS: dict[str, Field] = {
                  "oversampling factor: only floor(osf * steps per epoch) distinct batches are made; inf: always fresh"),
     "reference": Field(False, bool, ANY, "true: behave as the paper's released code wherever it differs"),
     "steps_per_dispatch": Field(0, int, _at_least(0, 10**6), "most steps of one device program; 0: about 2 seconds"),
-    "seeds_per_chunk": Field(0, int, _at_least(0, 10**4), "seeds that train side by side; 0: as many as memory holds"),
+    "seeds_per_chunk": Field(0, int, _at_least(0, 10**4), "seeds that train together; 0: as many as memory holds"),
     "checkpoint_seconds": Field(5.0, float, NOT_NEGATIVE,
                                 "least time between checkpoints; never under 20 times what the last one took"),
     "mesh.data": Field(0, int, _at_least(0, 10**6), "devices that share a seed's batches and hold the data in parts; "

@@ -53,7 +53,7 @@ class Plan(NamedTuple):
 
     config: Any
     folder: pathlib.Path
-    seeds: range  # those that this plan trains, side by side
+    seeds: range  # those that this plan trains, together
     layout: parallel.Layout
     programs: Programs
     dataset: Dataset | None  # None: batches are streamed
@@ -94,7 +94,7 @@ class Needed(NamedTuple):
 
 
 def fitting_plan(config, folder: pathlib.Path, prepared: data.Prepared, seeds: range) -> Plan:
-    """The plan for these seeds, or for as many of them, from the first on, as fit in memory side by side.
+    """The plan for these seeds, or for as many of them, from the first on, as fit in memory.
 
     Says what is needed before anything is compiled. Seeds that were begun together are not parted.
     Raises InputError where not even these fit, with the setting to lower.
@@ -447,7 +447,7 @@ def available_bytes(layout: parallel.Layout) -> int | None:
 
 def needed_in_words(plan: Plan, needed: Needed, there: int | None) -> str:
     """One line on memory."""
-    number = f"{len(plan.seeds)} seeds side by side need" if len(plan.seeds) > 1 else "one seed needs"
+    number = f"{len(plan.seeds)} seeds together need" if len(plan.seeds) > 1 else "one seed needs"
     parts = [f"data {memory.in_words(needed.shared)}", f"weights and moments {memory.in_words(needed.states)}",
              f"a training step {memory.in_words(needed.training)} in all",
              f"an evaluation {memory.in_words(needed.evaluation)} in all"]  # fmt: skip

@@ -328,7 +328,7 @@ def cost_part(lines: Sequence[Line]) -> Iterator[Block]:
         seconds = [_value(name, line.mean(name)) for name in TIMES]
         rows.append([f"`{line.label}`", _seed_count(line), *seconds, _hours(hours), _listed(list(devices))])
     yield _table(["method", "seeds", "training s per run", "evaluation s per run", "all seeds", "device"], rows)
-    yield Text(f"All together {_hours(total)}. Seeds train side by side: a run's seconds are its share of the whole.")
+    yield Text(f"All together {_hours(total)}. Seeds train together: a run's seconds are its share of the whole.")
 
 
 def published_part(study: runs.Study, lines: Sequence[Line]) -> Iterator[Block]:

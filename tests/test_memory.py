@@ -78,7 +78,7 @@ def test_seeds_that_do_not_fit_train_in_chunks(small, tmp_path, monkeypatch, cap
     monkeypatch.setattr(memory, "device_bytes", lambda device: int(0.8 * whole.total))
     fitting = plan.fitting_plan(config, tmp_path, prepared, range(3))
     assert fitting.seeds == range(2)
-    assert "2 seeds side by side need about" in capsys.readouterr().err
+    assert "2 seeds together need about" in capsys.readouterr().err
     config = make(batch_size=8, seeds_per_chunk=1)
     assert plan.fitting_plan(config, tmp_path, prepared, range(1, 3)).seeds == range(1, 2)
 
