@@ -151,13 +151,13 @@ def checksum(tree: Any) -> list[str]:
 def _weighed(array: Any, numpy: Any = np) -> Any:
     """The sum of one array's checksum, by NumPy or by jax.numpy."""
     size = min(array.dtype.itemsize, 4)
-    total, flat = numpy.zeros((), "uint32"), array.reshape(-1).view(f"uint{8 * size}")
+    total, flat = numpy.zeros(1, "uint32"), array.reshape(-1).view(f"uint{8 * size}")
     step = PIECE if numpy is np else max(len(flat), 1)
     for first in range(0, len(flat), step):
         piece = flat[first : first + step].astype("uint32")
         weight = 2 * (numpy.arange(len(piece), dtype="uint32") + numpy.uint32(first % 2**32)) + numpy.uint32(1)
-        total = total + (piece * weight).sum(dtype="uint32")
-    return total
+        total = total + (piece * weight).sum(dtype="uint32")  # NumPy would warn of a scalar that wraps around
+    return total[0]
 
 
 @jax.jit

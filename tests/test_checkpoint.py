@@ -96,6 +96,11 @@ def test_every_checkpoint_damaged(saved, tmp_path, capsys):
         restored(folder)
 
 
+def test_host_and_device_sum_a_large_array_alike():
+    array = np.random.default_rng(1).integers(2**32, size=3 * checkpoint.PIECE + 5, dtype=np.uint32)
+    assert checkpoint.checksum({"a": array}) == checkpoint.checksum({"a": jnp.asarray(array)})
+
+
 def test_a_bit_that_differs_changes_the_checksum():
     tree = jax.tree.map(np.asarray, {"a": np.arange(5.0), "b": np.int32(3)})
     other = {"a": np.nextafter(tree["a"], 9), "b": tree["b"]}
