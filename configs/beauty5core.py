@@ -4,7 +4,7 @@
         --config.data.path=PATH/beauty-5core_full.tsv.gz
 
 Batches and numbers of negatives are those that the paper tuned on the whole of Beauty. Its learning rates are for 201
-epochs; those for 10 are tuned on the validation cases, in tuned/beauty5core.json.
+epochs; those for 10 are tuned on the validation cases, in tuned/beauty5core.json (1e-3 for methods that are not there).
 """
 
 from jaxneg import config as config_lib
@@ -18,5 +18,5 @@ def get_config(arg: str | None = None):
     config.num_epochs = 10
     config.eval_every = 2
     config.osf = 30.0
-    settings = tuned.settings(__file__, config.dataset, method, tuned.BEAUTY[method])
+    settings = tuned.settings(__file__, config.dataset, method, tuned.BEAUTY[method] | {"learning_rate": 1e-3})
     return config_lib.use_method(config, method, settings)

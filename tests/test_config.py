@@ -11,7 +11,8 @@ from jaxneg.data import prepare, raw, synthetic
 from jaxneg.errors import InputError
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
-NAMES = ["quickstart", "ml1m", "ml1m_leave_one_out", "ml10m", "beauty", "retailrocket", "interactions"]
+NAMES = ["quickstart", "ml1m", "ml1m_leave_one_out", "ml10m", "beauty", "beauty5core", "retailrocket",
+         "interactions"]
 
 # The paper's tuned settings as published: batch, learning rate, and the draws: in-batch/uniform/kept, or one number.
 PAPER = {
@@ -96,6 +97,15 @@ def test_tuned_settings_are_the_papers(name, column, method):
         assert sampler.num_in_batch == numbers[0]
 
 
+@pytest.mark.parametrize("method", PAPER["beauty"])
+def test_beauty5core_has_the_papers_numbers_and_rates_of_its_own(method):
+    own, papers = (config.flatten(config.resolve(load(name, method))) for name in ("beauty5core", "beauty"))
+    assert {name for name in own if repr(own[name]) != repr(papers[name])} <= {
+        "dataset", "num_epochs", "eval_every", "learning_rate"}
+    assert own["learning_rate"] in (1e-3, 3e-3, 1e-2) and own["num_epochs"] == 10
+    assert load("beauty5core", "dns").learning_rate == 1e-3
+
+
 def test_field_names_are_those_of_the_parts():
     """What a part calls a setting is what the config calls it, and the parts' known values are all allowed."""
     def group(name):
@@ -116,7 +126,7 @@ def test_what_the_data_sets_set():
     loaded = {name: config.resolve(load(name)) for name in NAMES}
     assert {name: c.osf for name, c in loaded.items()} == {
         "quickstart": math.inf, "ml1m": math.inf, "ml1m_leave_one_out": math.inf, "interactions": math.inf,
-        "ml10m": 30, "beauty": 30, "retailrocket": 30}
+        "ml10m": 30, "beauty": 30, "beauty5core": 30, "retailrocket": 30}
     assert [loaded[name].model.max_len for name in ("ml1m", "ml10m", "beauty", "retailrocket", "interactions")] == [
         200, 200, 50, 50, 50]
     set_by_file = {field: loaded["retailrocket"].data[field] for field in prepare.PrepareSettings._fields}
