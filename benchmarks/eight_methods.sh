@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All eight methods and both baselines on two data sets, shortened to fit a laptop: the table in the README.
+# All eight methods and both baselines on two data sets, shortened to fit a laptop: the tables in results/README.md.
 #
 #   bash benchmarks/eight_methods.sh PATH/ml-1m_full.tsv.gz PATH/beauty-5core_full.tsv.gz OUT
 #
