@@ -14,11 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxneg import config as config_lib
-from jaxneg import experiment, main, samplers
+from jaxneg import experiment, main, results, samplers
 from jaxneg.data import dataset as data
 
 METHODS = ("uniform", "popularity", "inverse_popularity", "popularity_cohort", "in_batch", "mixed")
-COHORTS = ("head", "mid", "tail")
 
 
 def shares(config, prepared: data.Prepared, num_batches: int) -> tuple[np.ndarray, np.ndarray]:
@@ -42,8 +41,8 @@ def shares(config, prepared: data.Prepared, num_batches: int) -> tuple[np.ndarra
         weight = candidates.mask / jnp.maximum(jnp.sum(candidates.mask, axis=-1, keepdims=True), 1)
         weight = weight * counted[..., None]  # [B, L, N]: a position's negatives are 1 in all
         ids = jnp.broadcast_to(candidates.item_ids, weight.shape)
-        positive = jnp.bincount(cohorts[batch.targets].reshape(-1), counted.reshape(-1), length=len(COHORTS))
-        return positive, jnp.bincount(cohorts[ids].reshape(-1), weight.reshape(-1), length=len(COHORTS))
+        positive = jnp.bincount(cohorts[batch.targets].reshape(-1), counted.reshape(-1), length=len(results.COHORTS))
+        return positive, jnp.bincount(cohorts[ids].reshape(-1), weight.reshape(-1), length=len(results.COHORTS))
 
     keys = jax.random.split(jax.random.key(config.seed), num_batches)
     found = np.sum([jax.device_get(terms(key)) for key in keys], axis=0, dtype=np.float64)
