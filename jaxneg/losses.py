@@ -161,7 +161,29 @@ def cross_entropy(
     positive_scores: Float[Array, "B L"], valid: Bool[Array, "B L N"], scores: Float[Array, "B L N"]
 ) -> Float[Array, "B L"]:
     """-log(exp(positive) / (exp(positive) + sum of exp(valid scores))), as a softplus of the difference of the logs."""
-    return jax.nn.softplus(jax.nn.logsumexp(jnp.where(valid, scores, FAR_BELOW), axis=-1) - positive_scores)
+    return jax.nn.softplus(log_sum_exp(jnp.where(valid, scores, FAR_BELOW)) - positive_scores)
+
+
+@jax.custom_vjp
+def log_sum_exp(scores: Float[Array, "B L N"]) -> Float[Array, "B L"]:
+    """log of the sum of exp(scores) over the last axis; in reverse mode the exponentials are not made again."""
+    return log_sum_exp_forward(scores)[0]
+
+
+def log_sum_exp_forward(scores):
+    largest = jnp.max(scores, axis=-1, keepdims=True)
+    powers = jnp.exp(scores - largest)
+    # On CPU a product with ones is faster than a sum along rows.
+    total = jnp.dot(powers, jnp.ones(scores.shape[-1:], scores.dtype), precision=lax.Precision.HIGHEST)
+    return largest[..., 0] + jnp.log(total), (powers, total)
+
+
+def log_sum_exp_backward(saved, gradient):
+    powers, total = saved
+    return ((gradient / total)[..., None] * powers,)
+
+
+log_sum_exp.defvjp(log_sum_exp_forward, log_sum_exp_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))

@@ -278,7 +278,9 @@ def batch_loss(
     looked_up = [(next(embedded), next(embedded), next(embedded)) for _ in pieces]
     is_item = [piece.inputs > 0 for piece in pieces]
     states = encode([inputs for inputs, _, _ in looked_up], is_item, hyper.dropout, dropout_key, number)
-    for piece, hidden, (inputs, targets, negative_rows) in zip(pieces, states, looked_up, strict=True):
+    negative_rows = looked_up[0][-1]
+    for piece, hidden, (inputs, targets, own_rows) in zip(pieces, states, looked_up, strict=True):
+        negative_rows = own_rows if own_rows.size else negative_rows
         counted = jnp.ones_like(piece.targets, bool) if count_pads else piece.targets > 0
         total += jnp.sum(jnp.where(counted, values(hidden, piece, targets, negative_rows), 0))
         num_cut = model.max_len - piece.inputs.shape[1]
@@ -304,11 +306,12 @@ class Piece(NamedTuple):
     inputs: Int[Array, "R l"]
     targets: Int[Array, "R l"]
     candidates: Candidates
+    new_ids: Int[Array, "#R #l n"]  # the candidates' ids; none where the batch shares them and an earlier piece has them
 
     @property
     def looked_up(self) -> tuple[Int[Array, "..."], ...]:
-        """Item ids whose rows the loss needs."""
-        return self.inputs, self.targets, self.candidates.item_ids
+        """Item ids whose rows the loss needs, but for those that an earlier piece looks up."""
+        return self.inputs, self.targets, self.new_ids
 
 
 def cut_batch(batch: Batch, candidates: Candidates, buckets: tuple[Bucket, ...]) -> Iterator[Piece]:
@@ -319,7 +322,10 @@ def cut_batch(batch: Batch, candidates: Candidates, buckets: tuple[Bucket, ...])
             x = x[rows] if x.shape[0] > 1 else x
             return x[:, x.shape[1] - length:] if x.shape[1] > 1 else x
 
-        yield Piece(first, part(batch.inputs), part(batch.targets), Candidates(*(part(x) for x in candidates)))
+        ids = candidates.item_ids
+        new_ids = ids[..., :0] if first and ids.shape[0] == 1 else part(ids)
+        own = Candidates(*(part(x) for x in candidates))
+        yield Piece(first, part(batch.inputs), part(batch.targets), own, new_ids)
         first += rows
 
 

@@ -285,7 +285,8 @@ def test_every_loss_passes_check_grads(name):
     positive, scores, log_q, mask = drawn(name, scale=1.0)
     loss = jax.jit(lambda p, s: value(name, p, s, log_q, mask))
     arguments = (jnp.asarray(positive), jnp.asarray(scores))
-    check_grads(loss, arguments, order=1, modes=["fwd", "rev"], atol=1e-2, rtol=1e-2)
+    modes = ["rev"] if name in ("sampled_softmax", "infonce") else ["fwd", "rev"]  # a gradient written by hand
+    check_grads(loss, arguments, order=1, modes=modes, atol=1e-2, rtol=1e-2)
 
 
 @pytest.mark.parametrize("poison", [np.inf, np.nan])

@@ -37,6 +37,27 @@ product.defvjp(_product, _product_back)
 
 
 @jax.custom_vjp
+def products_with_shared(hidden: Float[Array, "B L D"], rows: Float[Array, "N D"]) -> Float[Array, "B L N"]:
+    """Dot products of every state with every row.
+
+    The rows' gradient is made as [D, N] and then turned, so that what is turned is not the scores' own, [B, L, N].
+    """
+    return jnp.einsum("bld,nd->bln", hidden, rows)
+
+
+def _products_with_shared(hidden, rows):
+    return products_with_shared(hidden, rows), (hidden, rows)
+
+
+def _products_with_shared_back(kept, gradient):
+    hidden, rows = kept
+    return jnp.einsum("bln,nd->bld", gradient, rows), turned(jnp.einsum("bld,bln->dn", hidden, gradient))
+
+
+products_with_shared.defvjp(_products_with_shared, _products_with_shared_back)
+
+
+@jax.custom_vjp
 def standardise(rows: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
     """Each row less its mean, over its standard deviation (biased; epsilon 1e-8 added to the variance)."""
     return _standardise(rows)[0]

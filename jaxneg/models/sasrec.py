@@ -274,6 +274,8 @@ def cut_rows(rows: Float[Array, "n D"], ids: Sequence[Int[Array, "..."]]) -> lis
 
 def dot(hidden: Float[Array, "B L D"], rows: Float[Array, "#B #L N D"]) -> Float[Array, "B L N"]:
     """Dot products of hidden states with items' rows, one matrix product where positions share the items."""
+    if rows.shape[:2] == (1, 1):
+        return layers.products_with_shared(hidden, rows[0, 0])
     axes = "".join(name for name, size in zip("bl", rows.shape, strict=False) if size > 1)
     shared = [axis for axis in (0, 1) if rows.shape[axis] == 1]
     return jnp.einsum(f"bld,{axes}nd->bln", hidden, jnp.squeeze(rows, shared))

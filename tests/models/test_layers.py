@@ -22,6 +22,8 @@ def plain_standardise(x):
 
 PAIRS = {
     "product": (layers.product, lambda a, b: jnp.matmul(a, b), (normal(3, 4, 5), normal(3, 5, 2))),
+    "products_with_shared": (layers.products_with_shared, lambda hidden, rows: hidden @ rows.T,
+                             (normal(3, 4, 5), normal(6, 5))),
     "standardise": (layers.standardise, plain_standardise, (normal(3, 4, 7),)),
     "standardise, far from 0": (layers.standardise, plain_standardise, (100 + normal(5, 50),)),
 }
@@ -38,7 +40,7 @@ def test_equals_the_plain_form(name):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=5e-4)
 
 
-@pytest.mark.parametrize("name", ["product", "standardise"])
+@pytest.mark.parametrize("name", ["product", "products_with_shared", "standardise"])
 def test_gradients_are_those_of_finite_differences(name):
     function, _, arguments = PAIRS[name]
     check_grads(jax.jit(function), arguments, order=1, modes=["rev"], rtol=2e-2, atol=2e-2)
