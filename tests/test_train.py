@@ -31,10 +31,10 @@ def advance_alone(step):
     return jax.jit(advance)
 
 
-def parts(prepared, method="uniform", max_len=6, loss="bce", **others):
+def parts(prepared, method="uniform", max_len=6, loss="bce", scope="sequence", **others):
     """(init, step, tables, dataset) of a small run."""
     loss = "full_softmax" if method == "catalogue" else loss
-    settings = samplers.Settings(num_in_batch=3, num_uniform=3, num_popularity=3, num_kept=2)
+    settings = samplers.Settings(num_in_batch=3, num_uniform=3, num_popularity=3, num_kept=2, scope=scope)
     chosen = samplers.make(method, prepared.num_items, settings)
     model, adam = sasrec.SASRec(1, 1, 8, max_len), optimizer.adam()
     dataset = data.training_set(prepared)
@@ -144,13 +144,15 @@ MORE = (("uniform", True), ("in_batch", True), ("adaptive_mixed", False))  # slo
 
 
 # A left-out pad of popularity_cohort would need negatives of its own: the run does not cut such batches.
-@pytest.mark.parametrize("method, count_pads", [
-    *(pytest.param(method, pads, marks=pytest.mark.slow if (method, pads) in MORE else ())
+@pytest.mark.parametrize("method, count_pads, scope", [
+    *(pytest.param(method, pads, "sequence", marks=pytest.mark.slow if (method, pads) in MORE else ())
       for method in ("uniform", "in_batch", "adaptive_mixed") for pads in (False, True)),
-    ("popularity_cohort", False), ("catalogue", False), ("softmax_hard", False),
+    ("popularity_cohort", False, "sequence"), ("catalogue", False, "sequence"), ("softmax_hard", False, "sequence"),
+    ("uniform", True, "batch"),
 ])  # fmt: skip
-def test_buckets_give_what_the_padded_batch_gives(prepared, method, count_pads):
-    init, step, tables, dataset = parts(prepared, method, count_pads=count_pads, max_len=40, buckets=CUT)
+def test_buckets_give_what_the_padded_batch_gives(prepared, method, count_pads, scope):
+    settings = {"count_pads": count_pads, "max_len": 40, "buckets": CUT, "scope": scope}
+    init, step, tables, dataset = parts(prepared, method, **settings)
     state = init(jax.random.key(0), HYPER)
     keys, batch = step.draw(state, dataset)
     assert bool(step.fits(batch)) and np.any(np.asarray(batch.inputs) == 0)
