@@ -306,7 +306,7 @@ class Piece(NamedTuple):
     inputs: Int[Array, "R l"]
     targets: Int[Array, "R l"]
     candidates: Candidates
-    new_ids: Int[Array, "#R #l n"]  # the candidates' ids; none where the batch shares them and an earlier piece has them
+    new_ids: Int[Array, "#R #l n"]  # the candidates'; none where the batch shares them and another piece has them
 
     @property
     def looked_up(self) -> tuple[Int[Array, "..."], ...]:
