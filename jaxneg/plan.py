@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from jaxneg import config as config_lib
 from jaxneg import evaluate, hosts, losses, memory, moments, optimizer, parallel, run_folder, samplers, train
@@ -126,65 +127,133 @@ def fitting_seeds(plan: Plan, needed: Needed, there: int, prepared: data.Prepare
     return groups * min(each - 1, 1 + max(0, int(more)))
 
 
+class Parts(NamedTuple):
+    """What a config names, made."""
+
+    model: sasrec.SASRec
+    method: samplers.Method
+    optimizer: optax.GradientTransformation
+    item_table: optimizer.ItemTable
+
+
+class Held(NamedTuple):
+    """The data as the run has them, still on the host."""
+
+    rows: data.Rows
+    dataset: Dataset | None  # None: batches are streamed
+    stream: stream.Stream | None
+    items: Any  # what the histories of the cases are windows of
+    splits: dict[str, Split]
+    history_size: int  # at least the longest history
+
+
 def make_plan(config, folder: pathlib.Path, prepared: data.Prepared, seeds: range) -> Plan:
     """The plan for these seeds, its data still on the host; compiles nothing yet. Raises InputError."""
-    num_items, ks = prepared.num_items, tuple(config.eval.ks)
-    settings = samplers.Settings(**{name: config.sampler[name] for name in samplers.Settings._fields})
-    method = samplers.make(config.method, num_items, settings)
-    model = sasrec.SASRec(**{name: config.model[name] for name in sasrec.SETTINGS})
+    num_items, counts = prepared.num_items, np.asarray(prepared.item_counts)
     layout = seed_layout(config, len(seeds))
-    streamed = is_streamed(config, prepared, layout)
-    rows = data.training_rows(prepared)
-    splits = make_splits(prepared, config.eval.rolling_history, config.eval.max_users, layout.mesh.shape["data"])
-    if streamed:
-        dataset, history_size = None, data.longest_history_of_rows(rows, num_items)
-    elif layout.mesh.shape["data"] > 1:
-        dataset, history_size, splits = dealt_out(layout, rows, splits, num_items)
-    else:
-        dataset = data.training_set(prepared)
-        history_size = data.longest_history(dataset)
-    targets = count_targets(config, rows, num_items)
-    tables = split_by_item(layout, method.proposal.init(np.asarray(prepared.item_counts), targets), num_items)
-    adam = optimizer.adam(
-        config.optimizer.b1, config.optimizer.b2, config.optimizer.epsilon, config.optimizer.tensorflow_epsilon
+    steps_per_epoch = count_steps(config, prepared.num_users)
+    pool_size = None if math.isinf(config.osf) else max(1, math.floor(config.osf * steps_per_epoch))
+    parts = make_parts(config, layout, num_items)
+    held = hold(config, layout, prepared, pool_size)
+    targets = count_targets(config, held.rows, num_items)
+    tables = split_by_item(layout, parts.method.proposal.init(counts, targets), num_items)
+    step = make_step(config, layout, parts, held, num_items, len(seeds), pool_size)
+    seen = max_history(prepared, config.eval.rolling_history) if config.eval.filter_seen else 0
+    programs = make_programs(config, layout, parts, held, step, tables, num_items, seen)
+    hyper = train.Hyper(
+        learning_rate=np.float32(config.learning_rate),
+        dropout=np.float32(config.model.dropout),
+        negative_weight=np.float32(config.loss.negative_weight),
     )
-    item_table = moments.item_table(
-        item_table_form(config, num_items), config.optimizer.moments, functools.partial(parallel.split, layout, "model")
-    )
-    steps_per_epoch = max(1, prepared.num_users // config.batch_size)
+    return Plan(
+        config, folder, seeds, layout, programs, held.dataset, held.stream, held.items, tables, held.splits,
+        counts, hyper, steps_per_epoch,
+    )  # fmt: skip
+
+
+def count_steps(config, num_users: int) -> int:
+    """Steps of an epoch. Raises InputError where those of all epochs are too many to count."""
+    steps_per_epoch = max(1, num_users // config.batch_size)
     if config.num_epochs * steps_per_epoch > MOST_STEPS:
         most = MOST_STEPS // steps_per_epoch
         raise InputError(f"config.num_epochs={config.num_epochs} is too many: {most} or fewer of {steps_per_epoch:,} "
                          f"steps each, since steps are counted to {MOST_STEPS:,}")  # fmt: skip
+    return steps_per_epoch
+
+
+def make_parts(config, layout: parallel.Layout, num_items: int) -> Parts:
+    """The model, the method, Adam and the form of the item table."""
+    settings = samplers.Settings(**{name: config.sampler[name] for name in samplers.Settings._fields})
+    adam = config.optimizer
+    split = functools.partial(parallel.split, layout, "model")
+    return Parts(
+        model=sasrec.SASRec(**{name: config.model[name] for name in sasrec.SETTINGS}),
+        method=samplers.make(config.method, num_items, settings),
+        optimizer=optimizer.adam(adam.b1, adam.b2, adam.epsilon, adam.tensorflow_epsilon),
+        item_table=moments.item_table(item_table_form(config, num_items), adam.moments, split),
+    )
+
+
+def hold(config, layout: parallel.Layout, prepared: data.Prepared, pool_size: int | None) -> Held:
+    """The training data, as a dataset or as a stream, and what is evaluated."""
+    num_items, rows = prepared.num_items, data.training_rows(prepared)
+    splits = make_splits(prepared, config.eval.rolling_history, config.eval.max_users, layout.mesh.shape["data"])
+    if not is_streamed(config, prepared, layout):
+        if layout.mesh.shape["data"] > 1:
+            dataset, history_size, splits = dealt_out(layout, rows, splits, num_items)
+        else:
+            dataset = data.training_set(prepared)
+            history_size = data.longest_history(dataset)
+        return Held(rows, dataset, None, dataset.items, splits, history_size)
+    history_size = data.longest_history_of_rows(rows, num_items)
+    draw = functools.partial(train.draw_users, batch_size=config.batch_size, num_users=len(rows.train_users),
+                             pool_size=pool_size)  # fmt: skip
+    blocks = stream.Stream(rows, jax.jit(draw), layout.num_rows, config.batch_size, config.model.max_len, num_items,
+                           history_size)  # fmt: skip
+    looked_at = None if config.eval.filter_seen else config.model.max_len
+    items, cases = stream.evaluated_rows(rows.items, [split.cases for split in splits.values()], looked_at)
+    splits = {name: split._replace(cases=own) for (name, split), own in zip(splits.items(), cases, strict=True)}
+    return Held(rows, None, blocks, parallel.split(layout, "data", items), splits, history_size)
+
+
+def make_step(
+    config, layout: parallel.Layout, parts: Parts, held: Held, num_items: int, num_seeds: int, pool_size: int | None
+) -> train.Step:
+    """The training step of one seed."""
     loss_settings = losses.Settings(**{name: config.loss[name] for name in losses.Settings._fields})
-    unselected = method.num_candidates - method.num_kept if config.loss.keep_unselected else 0
-    pool_size = None if math.isinf(config.osf) else max(1, math.floor(config.osf * steps_per_epoch))
-    cut = make_buckets(config, rows, len(seeds), layout.devices_per_seed)
-    turns = choose_turns(config, layout, cut, method.num_candidates)
-    step = train.make_step(
-        model=model,
-        method=method,
+    num_candidates = parts.method.num_candidates
+    unselected = num_candidates - parts.method.num_kept if config.loss.keep_unselected else 0
+    cut = make_buckets(config, held.rows, num_seeds, layout.devices_per_seed)
+    turns = choose_turns(config, layout, cut, num_candidates)
+    return train.make_step(
+        model=parts.model,
+        method=parts.method,
         loss=losses.make(config.loss.name, num_items, loss_settings, unselected),
-        optimizer=adam,
-        item_table=item_table,
+        optimizer=parts.optimizer,
+        item_table=parts.item_table,
         part=parallel.part_of_batch(layout),
         batch_size=config.batch_size,
         num_items=num_items,
-        history_size=history_size,
-        buckets=make_buckets(config, rows, len(seeds), layout.devices_per_seed * turns),
+        history_size=held.history_size,
+        buckets=make_buckets(config, held.rows, num_seeds, layout.devices_per_seed * turns),
         turns=turns,
         pool_size=pool_size,
         count_pads=config.loss.count_pads,
-        streamed=streamed,
+        streamed=held.stream is not None,
     )
+
+
+def make_programs(
+    config, layout: parallel.Layout, parts: Parts, held: Held, step: train.Step, tables, num_items: int, max_seen: int
+) -> Programs:
+    """The programs of all seeds together; `max_seen` is the longest history that is left out of a ranking, or 0."""
+    model, ks = parts.model, tuple(config.eval.ks)
     budget = config.eval.memory_mb * 2**20
     chunks = evaluate.choose_chunks(num_items, model.width, layout.seeds_per_device, budget)
-    seen = max_history(prepared, config.eval.rolling_history) if config.eval.filter_seen else 0
 
     def init(key, hyper):
-        return train.init_state(
-            key, hyper, model=model, num_items=num_items, optimizer=adam, item_table=item_table
-        )
+        return train.init_state(key, hyper, model=model, num_items=num_items, optimizer=parts.optimizer,
+                                item_table=parts.item_table)  # fmt: skip
 
     def rank(params, items, cases):
         encode = functools.partial(sasrec.encode, model, params)
@@ -192,46 +261,25 @@ def make_plan(config, folder: pathlib.Path, prepared: data.Prepared, seeds: rang
         hidden = evaluate.encode_histories(
             encode, items, *bounds, max_len=model.max_len, chunk_size=chunks.case_chunk
         )
-        num_above, num_tied, exposure = rank_hidden(hidden, params["item_table"], items, cases, ks, chunks, seen)
+        num_above, num_tied, exposure = rank_hidden(hidden, params["item_table"], items, cases, ks, chunks, max_seen)
         return num_above, num_tied, parallel.total_over_data(layout, exposure)
 
-    blocks, items = None, rows.items
-    if streamed:
-        draw = functools.partial(train.draw_users, batch_size=config.batch_size, num_users=len(rows.train_users),
-                                 pool_size=pool_size)  # fmt: skip
-        blocks = stream.Stream(rows, jax.jit(draw), layout.num_rows, config.batch_size, model.max_len, num_items,
-                               history_size)  # fmt: skip
-        looked_at = None if config.eval.filter_seen else model.max_len
-        items, cases = stream.evaluated_rows(items, [split.cases for split in splits.values()], looked_at)
-        splits = {name: split._replace(cases=own) for (name, split), own in zip(splits.items(), cases, strict=True)}
-        items = parallel.split(layout, "data", items)
-    else:
-        items = dataset.items
     make_state = parallel.made_on_devices(init, layout)
     state_specs = parallel.specs(state_shapes(layout, make_state), parallel.SEED)
+    source = True if held.stream is not None else parallel.specs(held.dataset)
     advance = parallel.over_devices(
         functools.partial(train.run_groups, step, parallel.group_size(layout)), layout,
-        (False, state_specs, parallel.specs(tables), True if streamed else parallel.specs(dataset)), donate=(1,),
-        out_specs=state_specs,
+        (False, state_specs, parallel.specs(tables), source), donate=(1,), out_specs=state_specs,
     )  # fmt: skip
     checked = functools.partial(train.run_checked, train.check_step(step), step.feed_axis)
-    programs = Programs(
+    return Programs(
         init=make_state,
         advance=checked if config.debug else advance,
-        weights=item_table.weights,
+        weights=parts.item_table.weights,
         evaluate=parallel.over_seeds(
-            rank, layout, (state_specs.params, parallel.specs(items), parallel.DATA),
+            rank, layout, (state_specs.params, parallel.specs(held.items), parallel.DATA),
             out_specs=parallel.EVALUATED),
     )
-    hyper = train.Hyper(
-        learning_rate=np.float32(config.learning_rate),
-        dropout=np.float32(config.model.dropout),
-        negative_weight=np.float32(config.loss.negative_weight),
-    )
-    return Plan(
-        config, folder, seeds, layout, programs, dataset, blocks, items, tables, splits,
-        np.asarray(prepared.item_counts), hyper, steps_per_epoch,
-    )  # fmt: skip
 
 
 def seed_layout(config, num_seeds: int) -> parallel.Layout:
