@@ -20,6 +20,7 @@ from jaxneg import experiment, main, parallel, results, writer
 from jaxneg.errors import InputError
 
 KS = (5, 10, 20, 50)
+COLUMNS = ["method", "seed", "status", "best_epoch", *(f"ndcg@{k}" for k in KS), *(f"hr@{k}" for k in KS), "balance"]
 
 
 class Sweep(NamedTuple):
@@ -55,7 +56,7 @@ def run(sweep: Sweep, value: float, options) -> pd.DataFrame:
         "learning_rate": options.learning_rate, "model.max_len": options.length, "batch_size": options.batch,
     } | sweep.settings[value])  # fmt: skip
     path = experiment.run(config, pathlib.Path(options.out) / f"{sweep.name}_{value:g}")
-    rows = results.read_results(path)
+    rows = results.read_results(path)[COLUMNS]
     return pd.concat([pd.DataFrame({"sweep": sweep.name, "value": value}, index=rows.index), rows], axis=1)
 
 
