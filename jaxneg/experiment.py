@@ -21,17 +21,8 @@ from jaxneg import config as config_lib
 from jaxneg.data import dataset as data
 from jaxneg.data import prepare, synthetic
 from jaxneg.errors import InputError
-from jaxneg.plan import (
-    SPLITS,
-    Plan,
-    Split,
-    drawn_from,
-    fitting_plan,
-    make_splits,
-    max_history,
-    rank_hidden,
-    with_item_table,
-)
+from jaxneg.plan import Plan, drawn_from, fitting_plan, with_item_table
+from jaxneg.run_data import SPLITS, Split, make_splits, max_history, rank_hidden
 
 DISPATCH_SECONDS = 2.0  # about how long a device program trains before the host looks at signals and clocks again
 

@@ -16,7 +16,8 @@ from jaxneg import checkpoint, evaluate, experiment, metrics, signals, writer
 from jaxneg import config as config_lib
 from jaxneg.data import dataset as data
 from jaxneg.errors import InputError
-from jaxneg.plan import fitting_plan, rank_hidden
+from jaxneg.plan import fitting_plan
+from jaxneg.run_data import rank_hidden
 
 SMALL = {
     "dataset": "small", "batch_size": 32, "num_epochs": 30, "eval_every": 12, "learning_rate": 1e-2, "eval.ks": (5, 10),

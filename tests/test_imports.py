@@ -17,7 +17,7 @@ LAYERS = [
     {"main", "opauc", "report", "tune"},
     {"experiment", "analysis"},
     {"plan", "runs"},
-    {"run_folder"},
+    {"run_folder", "run_data"},
     {"config", "writer", "checkpoint", "document", "plots", "results", "tuned", "parallel"},
     {"train", "evaluate", "memory", "moments", "signals", "statistics", "hosts"},
     {"samplers", "losses", "metrics", "models", "optimizer", "data"},

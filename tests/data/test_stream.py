@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from jaxneg import checkpoint, experiment, memory, parallel, plan, train, writer
+from jaxneg import checkpoint, experiment, memory, parallel, plan, run_data, train, writer
 from jaxneg import config as config_lib
 from jaxneg.data import dataset as data
 from jaxneg.data import stream
@@ -134,11 +134,11 @@ def test_auto_streams_what_would_take_a_quarter_of_the_memory(cache, tmp_path, m
     assert sum(array.nbytes for array in data.training_set(prepared)) <= size
     for there, wanted in ((5 * size, False), (3 * size, True), (None, False)):
         monkeypatch.setattr(memory, "device_bytes", lambda device, there=there: there)
-        assert plan.is_streamed(config, prepared, plan.seed_layout(config, 1)) is wanted
+        assert run_data.is_streamed(config, prepared, plan.seed_layout(config, 1)) is wanted
     monkeypatch.undo()
     plans = []
-    for share in (plan.STREAM_SHARE, 0.0):
-        monkeypatch.setattr(plan, "STREAM_SHARE", share)
+    for share in (run_data.STREAM_SHARE, 0.0):
+        monkeypatch.setattr(run_data, "STREAM_SHARE", share)
         plans.append(plan.make_plan(config, tmp_path, prepared, range(2)))
     assert plans[0].stream is None and plans[1].dataset is None
     blocks = memory.tree_bytes(stream.shapes(plans[1].stream))
