@@ -98,7 +98,7 @@ SHARES = Rule("numbers above 0, at most 1, as in (0.01, 0.1)",
               lambda values: all(_is_number(value) and 0 < value <= 1 for value in values))
 PARTS = Rule("some of " + ", ".join(DISTRIBUTIONS) + ", each once, as in ('in_batch', 'uniform')",
              lambda values: 0 < len(values) == len(set(values)) and all(value in DISTRIBUTIONS for value in values))
-OVERSAMPLING = Rule("above 0, or inf (a finite one: 1e6 at most)", lambda value: 0 < value <= 1e6 or value == math.inf)
+OR_ENDLESS = Rule("above 0, or inf (a finite one: 1e6 at most)", lambda value: 0 < value <= 1e6 or value == math.inf)
 KS = _each("whole numbers of 1 or more, 1000000 at most, as in (5, 10)",
            lambda value: type(value) is int and 1 <= value <= 10**6)
 NAME = Rule("1 to 60 letters, digits, '_', '-' and '.', the first one a letter, a digit or '_'",
@@ -112,8 +112,10 @@ FIELDS: dict[str, Field] = {
     "num_epochs": Field(201, int, _at_least(1, 10**6), "an epoch is floor(users / batch_size) steps"),
     "eval_every": Field(25, int, _at_least(1, 10**6), "epochs between evaluations; one always follows the last epoch"),
     "batch_size": Field(128, int, _at_least(1, 10**6), "sequences per step"),
-    "learning_rate": Field(1e-3, float, POSITIVE, "Adam's step size, constant"),
-    "osf": Field(math.inf, float, OVERSAMPLING,
+    "learning_rate": Field(1e-3, float, POSITIVE, "Adam's step size"),
+    "learning_rate_half_life": Field(math.inf, float, OR_ENDLESS,
+                                     "epochs in which the learning rate halves; inf: it stays (the paper's)"),
+    "osf": Field(math.inf, float, OR_ENDLESS,
                  "oversampling factor: only floor(osf * steps per epoch) distinct batches are made; inf: always fresh"),
     "reference": Field(False, bool, ANY, "true: behave as the paper's released code wherever it differs"),
     "steps_per_dispatch": Field(0, int, _at_least(0, 10**6), "most steps of one device program; 0: about 2 seconds"),

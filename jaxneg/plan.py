@@ -134,7 +134,7 @@ def make_plan(config, folder: pathlib.Path, prepared: data.Prepared, seeds: rang
     held = run_data.hold(config, layout, prepared, pool_size)
     targets = run_data.count_targets(config, held.rows, num_items)
     tables = split_by_item(layout, parts.method.proposal.init(counts, targets), num_items)
-    step = make_step(config, layout, parts, held, num_items, len(seeds), pool_size)
+    step = make_step(config, layout, parts, held, num_items, len(seeds), steps_per_epoch, pool_size)
     seen = run_data.max_history(prepared, config.eval.rolling_history) if config.eval.filter_seen else 0
     programs = make_programs(config, layout, parts, held, step, tables, num_items, seen)
     hyper = train.Hyper(
@@ -172,7 +172,14 @@ def make_parts(config, layout: parallel.Layout, num_items: int) -> Parts:
 
 
 def make_step(
-    config, layout: parallel.Layout, parts: Parts, held: Held, num_items: int, num_seeds: int, pool_size: int | None
+    config,
+    layout: parallel.Layout,
+    parts: Parts,
+    held: Held,
+    num_items: int,
+    num_seeds: int,
+    steps_per_epoch: int,
+    pool_size: int | None,
 ) -> train.Step:
     """The training step of one seed."""
     loss_settings = losses.Settings(**{name: config.loss[name] for name in losses.Settings._fields})
@@ -193,6 +200,7 @@ def make_step(
         buckets=make_buckets(config, held.rows, num_seeds, layout.devices_per_seed * turns),
         turns=turns,
         pool_size=pool_size,
+        half_life=config.learning_rate_half_life * steps_per_epoch,
         count_pads=config.loss.count_pads,
         streamed=held.stream is not None,
     )

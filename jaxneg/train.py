@@ -1,6 +1,7 @@
 """One training step, and many of them in one dispatch: draw, propose, score, select, loss, update."""
 
 import functools
+import math
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
@@ -140,6 +141,7 @@ def make_step(
     buckets: tuple[Bucket, ...] = (),
     turns: int = 1,
     pool_size: int | None = None,
+    half_life: float = math.inf,
     count_pads: bool = False,
     streamed: bool = False,
 ) -> Step:
@@ -156,6 +158,7 @@ def make_step(
         are multiples of `part.number` times `turns`, as `batch_size` is.
       turns: in how many parts, one after another, this device works out its gradient: fewer activations are alive.
       pool_size: number of distinct batches that the run sees, or None (see `pooled_keys`).
+      half_life: steps in which the learning rate halves.
       count_pads: whether pads stay in the mean, as in the released code.
       streamed: whether batches come ready in a `stream.Block`, and are not drawn from a Dataset.
     """
@@ -224,7 +227,7 @@ def make_step(
         # A seed that failed keeps its last finite weights for ever: no gradient, and no step along the old ones.
         gradient = jax.tree.map(lambda g: jnp.where(alive, g, 0), gradient)
         updates, opt_state = optimizer.update(gradient, borrowed.opt_state, borrowed.params)
-        rate = jnp.where(alive, state.hyper.learning_rate, 0)
+        rate = jnp.where(alive, state.hyper.learning_rate * jnp.exp2(-state.step / half_life), 0)
         params = optax.apply_updates(borrowed.params, jax.tree.map(lambda change: -rate * change, updates))
         moved = borrowed._replace(params=params, opt_state=opt_state)
         params, opt_state = item_table.give_back(state.params, state.opt_state, moved)

@@ -482,6 +482,7 @@ VALUES = {
     "learning_rate=fast": ["config.learning_rate=fast", "a number"],
     "osf=-1": ["config.osf=-1.0", "above 0, or inf"],
     "osf=1e308": ["config.osf=1e+308", "1e6 at most"],
+    "learning_rate_half_life=0": ["config.learning_rate_half_life=0.0", "above 0, or inf"],
     "osf=nan": ["config.osf=nan", "above 0, or inf"],
     "reference=perhaps": ["config.reference=perhaps", "true or false"],
     "steps_per_dispatch=-1": ["config.steps_per_dispatch=-1", "0 or more"],

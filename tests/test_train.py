@@ -108,6 +108,19 @@ def test_learning_rates_differ_within_one_program(prepared):
     assert moved[0].max() == 0 and moved[1].max() > 1e-3
 
 
+@pytest.mark.parametrize("half_life, share", [(4.0, 0.25), (np.inf, 1.0)])
+def test_the_learning_rate_halves(prepared, half_life, share):
+    """The same gradient at step 8 and at step 0."""
+    init, step, tables, dataset = parts(prepared, half_life=half_life)
+    state = init(jax.random.key(0), HYPER)
+    inputs, borrowed = step.borrow(state, *step.draw(state, dataset), tables)
+    found = jax.jit(step.padded)(inputs)
+    first, later = (step.update(state._replace(step=jnp.int32(t)), borrowed, *found).params["item_table"]
+                    - state.params["item_table"] for t in (0, 8))  # fmt: skip
+    assert np.abs(first).max() > 1e-3
+    np.testing.assert_allclose(later, share * first, atol=1e-7)
+
+
 def test_a_pool_replays_batches_and_candidates_only():
     key, pool_size = jax.random.key(3), 4
     fresh = [train.step_keys(key, t) for t in range(40)]
