@@ -19,6 +19,7 @@ from jaxneg.types import Negatives
 
 # On a CPU a threshold is quicker than lax.top_k for at least so many of at most so many (measured for 6,400 pools).
 LEAST_KEPT, LARGEST_POOL = 16, 128
+POOLS_AT_A_TIME = 640  # of 100 candidates they take 256 KB
 
 
 def all(key: Key[Array, "..."], negatives: Negatives, positive_scores: Float[Array, "B L"] | None = None) -> Negatives:
@@ -64,10 +65,22 @@ def highest(scores: Float[Array, "B L N"], num_kept: int) -> Int[Array, "B L K"]
 def above_threshold(scores: Float[Array, "B L N"], num_kept: int) -> Int[Array, "B L K"]:
     """Places of the K highest scores, ascending; of equal scores the lower places.
 
+    Some pools at a time, since their scores are looked at again and again: they stay in the cache.
+    """
+    pools = scores.reshape(-1, scores.shape[2])
+    number = -(-len(pools) // POOLS_AT_A_TIME)
+    size = -(-len(pools) // number)
+    blocks = jnp.pad(pools, ((0, number * size - len(pools)), (0, 0))).reshape(number, size, -1)
+    places = jax.lax.map(lambda block: above_threshold_of(block, num_kept), blocks)
+    return places.reshape(-1, num_kept)[: len(pools)].reshape(*scores.shape[:2], num_kept)
+
+
+def above_threshold_of(scores: Float[Array, "R N"], num_kept: int) -> Int[Array, "R K"]:
+    """`above_threshold` of some pools.
+
     The K-th highest score is found bit by bit, from the highest bit on, by counting the scores that are as high.
     """
-    num_rows, length, num_candidates = scores.shape
-    ordered = order_bits(scores.reshape(-1, num_candidates))
+    ordered = order_bits(scores)
     columns = list(ordered.T)  # sums of whole columns use the CPU's vectors, sums within rows do not
 
     def lower_bit(bit, threshold):
@@ -80,8 +93,7 @@ def above_threshold(scores: Float[Array, "B L N"], num_kept: int) -> Int[Array, 
     num_tied = num_kept - jnp.sum(above, axis=1, keepdims=True, dtype=jnp.int32)
     kept = above | (tied & (running_count(tied) <= num_tied))
     # The place of the (j + 1)-th that is kept: so many places have a running count of j at most.
-    place = count_at_most(running_count(kept), jnp.arange(num_kept, dtype=jnp.int32)[None, None])
-    return place.reshape(num_rows, length, num_kept)
+    return count_at_most(running_count(kept), jnp.arange(num_kept, dtype=jnp.int32)[None, None])[:, 0]
 
 
 def order_bits(scores: Float[Array, "R N"]) -> UInt32[Array, "R N"]:

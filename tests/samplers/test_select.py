@@ -231,8 +231,9 @@ def test_dns_that_keeps_all_is_uniform(loss, form, world):
 
 @pytest.mark.parametrize("num_candidates, num_kept", [(100, 50), (100, 16), (128, 127), (128, 128), (33, 20)])
 @pytest.mark.parametrize("kind", ["normal", "ties", "equal", "infinite"])
-def test_threshold_keeps_what_lax_top_k_keeps(num_candidates, num_kept, kind):
+def test_threshold_keeps_what_lax_top_k_keeps(num_candidates, num_kept, kind, monkeypatch):
     """The same set, with ties, zeros of both signs, the smallest floats, and masked candidates (-inf)."""
+    monkeypatch.setattr(select, "POOLS_AT_A_TIME", 40)  # three blocks, the last one not full
     rng = np.random.default_rng(num_kept)
     scores = rng.normal(size=(4, 25, num_candidates)).astype(np.float32)
     scores[0] *= 1e-39  # subnormal
