@@ -132,7 +132,7 @@ def make_plan(config, folder: pathlib.Path, prepared: data.Prepared, seeds: rang
     pool_size = None if math.isinf(config.osf) else max(1, math.floor(config.osf * steps_per_epoch))
     parts = make_parts(config, layout, num_items)
     held = run_data.hold(config, layout, prepared, pool_size)
-    targets = run_data.count_targets(config, held.rows, num_items)
+    targets = count_targets(config, held.rows, num_items)
     tables = split_by_item(layout, parts.method.proposal.init(counts, targets), num_items)
     step = make_step(config, layout, parts, held, num_items, len(seeds), steps_per_epoch, pool_size)
     seen = run_data.max_history(prepared, config.eval.rolling_history) if config.eval.filter_seen else 0
@@ -258,6 +258,14 @@ def split_by_item(layout: parallel.Layout, tables: Any, num_items: int) -> Any:
         return parallel.split(layout, "model", table) if len(table) in (num_items, num_items + 1) else table
 
     return jax.tree.map(part, tables)
+
+
+def count_targets(config, rows: data.Rows, num_items: int) -> np.ndarray | None:
+    """How often each item is a training target, where a sampler asks for it; each host counts for some users."""
+    if "in_batch" not in config_lib.distributions(config_lib.flatten(config)):
+        return None
+    own = rows._replace(train_users=rows.train_users[hosts.own_share(len(rows.train_users))])
+    return hosts.total(data.target_counts(own, config.model.max_len, num_items))
 
 
 def drawn_from(plan: Plan, state: train.TrainState, step: int) -> Iterator[tuple[int, Any]]:

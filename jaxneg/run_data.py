@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxneg import config as config_lib
 from jaxneg import evaluate, hosts, memory, parallel, train
 from jaxneg.data import dataset as data
 from jaxneg.data import stream
@@ -118,14 +117,6 @@ def dealt_out(
         where = (moved(bound, part) for bound in (cases.history_start, cases.history_end))
         splits[name] = split._replace(cases=EvalCases(*where, *cases[2:]))
     return Dataset(items, starts, ends, train_users, own_histories, *history), int(length.max()), splits
-
-
-def count_targets(config, rows: data.Rows, num_items: int) -> np.ndarray | None:
-    """How often each item is a training target, where a sampler asks for it; each host counts for some users."""
-    if "in_batch" not in config_lib.distributions(config_lib.flatten(config)):
-        return None
-    own = rows._replace(train_users=rows.train_users[hosts.own_share(len(rows.train_users))])
-    return hosts.total(data.target_counts(own, config.model.max_len, num_items))
 
 
 def make_splits(prepared: data.Prepared, rolling: bool, max_users: int, parts: int = 1) -> dict[str, Split]:
