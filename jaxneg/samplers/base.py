@@ -33,7 +33,7 @@ class Method(NamedTuple):
     """A named way to choose negatives: propose `num_candidates` of them, keep `num_kept`."""
 
     proposal: Proposal
-    selector: Callable  # (key, Negatives with N) -> Negatives with K
+    selector: Callable  # (key, Negatives with N, positive_scores) -> Negatives with K, or with N of which K count
     num_candidates: int  # N
     num_kept: int  # K
 

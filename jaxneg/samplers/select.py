@@ -1,11 +1,12 @@
 """Selectors: which of the scored candidates become the negatives, where the hard ones are preferred.
 
-(key, Negatives with N, positive_scores [B, L]) -> Negatives with K. The key is one for all, or [B, L], one for each
-position: then what is chosen there does not depend on how a batch is cut. Gradients flow through the scores that are
-kept and never through the choice. What is chosen by its score has no known probability, so `log_q` becomes NaN
-[1, 1, K] then: a loss that reads it can not fail unseen.
+(key, Negatives with N, positive_scores [B, L]) -> Negatives with K, or with all N of which K are not masked: losses see
+no difference. The key is one for all, or [B, L], one for each position: then what is chosen there does not depend on
+how a batch is cut. Gradients flow through the scores that are kept and never through the choice. What is chosen by its
+score has no known probability, so `log_q` becomes NaN then: a loss that reads it can not fail unseen.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -14,10 +15,10 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 from jaxneg.errors import InputError
 from jaxneg.samplers.draws import bits_of_each, multiply_wide
-from jaxneg.samplers.exclude import count_at_most
 from jaxneg.types import Negatives
 
-# On a CPU a threshold is quicker than lax.top_k for at least so many of at most so many (measured for 6,400 pools).
+# Masks instead of places, for at least so many of at most so many: on a CPU their threshold is quicker than lax.top_k
+# (measured for 6,400 pools), and gathers of what is kept cost more than the others' share of the loss.
 LEAST_KEPT, LARGEST_POOL = 16, 128
 POOLS_AT_A_TIME = 3200  # of 100 candidates they take 1.3 MB; fewer leave cores idle (measured on two)
 
@@ -32,80 +33,86 @@ def top_k(num_kept: int) -> Callable:
 
     With a loss that takes the mean over negatives this is DNS(K, N) of Shi et al. (WWW 2023, arXiv 2302.03472), whose
     classic form has K = 1 (Zhang et al., SIGIR 2013). Of equal scores the lower place in the pool is taken. Masked
-    candidates are taken only where nothing else is left, and stay masked. What is kept comes with the highest score
-    first, or in the order of the pool where a threshold finds it (see `highest`): no loss depends on it. Raises
-    InputError for K < 1 here, and for K > N when called.
+    candidates are taken only where nothing else is left, and stay masked. K >= LEAST_KEPT of a small pool come as the
+    whole pool with the others masked; fewer come alone, the highest score first. Raises InputError for K < 1 here, and
+    for K > N when called.
     """
     check_kept(num_kept)
 
     def select(
         key: Key[Array, "..."], negatives: Negatives, positive_scores: Float[Array, "B L"] | None = None
     ) -> Negatives:
-        if num_kept > negatives.scores.shape[-1]:
-            raise InputError(f"sampler.num_kept is {num_kept}; allowed: at most the pool, {negatives.scores.shape[-1]}")
+        num_candidates = negatives.scores.shape[-1]
+        if num_kept > num_candidates:
+            raise InputError(f"sampler.num_kept is {num_kept}; allowed: at most the pool, {num_candidates}")
         ranked = jnp.where(negatives.mask, jax.lax.stop_gradient(negatives.scores), -jnp.inf)
-        return chosen(negatives, highest(ranked, num_kept))
+        if num_kept < LEAST_KEPT or num_candidates > LARGEST_POOL:
+            return chosen(negatives, jax.lax.top_k(ranked, num_kept)[1])
+        mask = negatives.mask & highest(ranked, num_kept)
+        return negatives._replace(mask=mask, log_q=jnp.full((1, 1, num_candidates), jnp.nan, jnp.float32))
 
     return select
 
 
-def highest(scores: Float[Array, "B L N"], num_kept: int) -> Int[Array, "B L K"]:
-    """Places of the K highest scores; of equal ones the lower place. By `lax.top_k`, or `above_threshold` on a CPU.
-
-    The set is the same either way, the order is not: highest first, or ascending places.
-    """
-    def by_top_k(scores):
-        return jax.lax.top_k(scores, num_kept)[1]
-
-    if num_kept < LEAST_KEPT or scores.shape[2] > LARGEST_POOL:
-        return by_top_k(scores)
-    return jax.lax.platform_dependent(scores, cpu=lambda scores: above_threshold(scores, num_kept), default=by_top_k)
+def highest(scores: Float[Array, "B L N"], num_kept: int) -> Bool[Array, "B L N"]:
+    """Which are the K highest scores of each pool; of equal ones the lower places. The order is that of `lax.top_k`."""
+    by_top_k = functools.partial(marked_by_top_k, num_kept=num_kept)
+    by_bits = functools.partial(marked_by_bits, num_kept=num_kept)
+    return jax.lax.platform_dependent(scores, cpu=by_bits, default=by_top_k)
 
 
-def above_threshold(scores: Float[Array, "B L N"], num_kept: int) -> Int[Array, "B L K"]:
-    """Places of the K highest scores, ascending; of equal scores the lower places.
+def marked_by_top_k(scores: Float[Array, "B L N"], num_kept: int) -> Bool[Array, "B L N"]:
+    """`highest` by `lax.top_k`, the K-th of which is the threshold."""
+    ordered = order_bits(scores)
+    least = jax.lax.top_k(scores, num_kept)[0][..., -1:]
+    return marked(ordered, order_bits(least), num_kept)
 
-    Some pools at a time, since their scores are looked at again and again: they stay in the cache.
-    """
+
+def marked_by_bits(scores: Float[Array, "B L N"], num_kept: int) -> Bool[Array, "B L N"]:
+    """`highest` by `threshold`, for some pools at a time: their scores are looked at again and again, in the cache."""
     pools = scores.reshape(-1, scores.shape[2])
     number = -(-len(pools) // POOLS_AT_A_TIME)
     size = -(-len(pools) // number)
     blocks = jnp.pad(pools, ((0, number * size - len(pools)), (0, 0))).reshape(number, size, -1)
-    places = jax.lax.map(lambda block: above_threshold_of(block, num_kept), blocks)
-    return places.reshape(-1, num_kept)[: len(pools)].reshape(*scores.shape[:2], num_kept)
+
+    def of_block(block):
+        ordered = order_bits(block)
+        return marked(ordered, threshold(ordered, num_kept), num_kept)
+
+    return jax.lax.map(of_block, blocks).reshape(-1, scores.shape[2])[: len(pools)].reshape(scores.shape)
 
 
-def above_threshold_of(scores: Float[Array, "R N"], num_kept: int) -> Int[Array, "R K"]:
-    """`above_threshold` of some pools.
-
-    The K-th highest score is found bit by bit, from the highest bit on, by counting the scores that are as high.
-    """
-    ordered = order_bits(scores)
+def threshold(ordered: UInt32[Array, "R N"], num_kept: int) -> UInt32[Array, "R 1"]:
+    """The K-th highest of each row, found bit by bit from the highest bit on, by counting those that are as high."""
     columns = list(ordered.T)  # sums of whole columns use the CPU's vectors, sums within rows do not
 
-    def lower_bit(bit, threshold):
-        higher = threshold | jnp.uint32(1) << (31 - bit).astype(jnp.uint32)
+    def lower_bit(bit, found):
+        higher = found | jnp.uint32(1) << (31 - bit).astype(jnp.uint32)
         count = sum((column >= higher).astype(jnp.int32) for column in columns)
-        return jnp.where(count >= num_kept, higher, threshold)
+        return jnp.where(count >= num_kept, higher, found)
 
-    threshold = jax.lax.fori_loop(0, 32, lower_bit, jnp.zeros(ordered.shape[:1], jnp.uint32))[:, None]
-    above, tied = ordered > threshold, ordered == threshold
-    num_tied = num_kept - jnp.sum(above, axis=1, keepdims=True, dtype=jnp.int32)
-    kept = above | (tied & (running_count(tied) <= num_tied))
-    # The place of the (j + 1)-th that is kept: so many places have a running count of j at most.
-    return count_at_most(running_count(kept), jnp.arange(num_kept, dtype=jnp.int32)[None, None])[:, 0]
+    return jax.lax.fori_loop(0, 32, lower_bit, jnp.zeros(ordered.shape[:1], jnp.uint32))[:, None]
 
 
-def order_bits(scores: Float[Array, "R N"]) -> UInt32[Array, "R N"]:
+def marked(
+    ordered: UInt32[Array, "... N"], least: UInt32[Array, "... 1"], num_kept: int
+) -> Bool[Array, "... N"]:
+    """Those above the K-th highest, and of those equal to it the lower places until there are K."""
+    above, tied = ordered > least, ordered == least
+    num_tied = num_kept - jnp.sum(above, axis=-1, keepdims=True, dtype=jnp.int32)
+    return above | (tied & (running_count(tied) <= num_tied))
+
+
+def order_bits(scores: Float[Array, "... N"]) -> UInt32[Array, "... N"]:
     """Whole numbers in the order of the float32 scores, as `lax.top_k` has it: -0.0 is below 0.0."""
     words = jax.lax.bitcast_convert_type(scores.astype(jnp.float32), jnp.uint32)
     return jnp.where(words >> 31 == 1, ~words, words | jnp.uint32(1 << 31))
 
 
-def running_count(marked: Bool[Array, "R N"]) -> Int[Array, "R N"]:
-    """How many are marked up to each place, as a product with a triangle: on a CPU twice as quick as a cumsum."""
-    triangle = jnp.triu(jnp.ones((marked.shape[1], marked.shape[1]), jnp.float32))
-    return jnp.matmul(marked.astype(jnp.float32), triangle, precision=jax.lax.Precision.HIGHEST).astype(jnp.int32)
+def running_count(flags: Bool[Array, "... N"]) -> Int[Array, "... N"]:
+    """How many are set up to each place, as a product with a triangle: on a CPU twice as quick as a cumsum."""
+    triangle = jnp.triu(jnp.ones((flags.shape[-1], flags.shape[-1]), jnp.float32))
+    return jnp.matmul(flags.astype(jnp.float32), triangle, precision=jax.lax.Precision.HIGHEST).astype(jnp.int32)
 
 
 def random_of_top(num_top: int) -> Callable:
@@ -124,7 +131,7 @@ def random_of_top(num_top: int) -> Callable:
         bound = jnp.maximum(upto[:, :, -1:], 1).astype(jnp.uint32)
         number = multiply_wide(words(key, bound.shape), bound)[0].astype(jnp.int32)  # among those that are not masked
         place = jnp.sum(upto <= number, axis=2, keepdims=True, dtype=jnp.int32)
-        return chosen(kept, jnp.minimum(place, num_top - 1))
+        return chosen(kept, jnp.minimum(place, kept.scores.shape[2] - 1))
 
     return select
 
