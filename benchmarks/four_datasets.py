@@ -6,7 +6,8 @@ The paper's protocol (global temporal split, BCE for its six), shortened: one ca
 sizes and numbers of negatives are those that the paper tuned on data of the same kind; its learning rates are for 201
 epochs, so every method's is tuned here, for the same cap, with one seed on the validation cases. Each run is in
 DIR/DATASET/NAME; what is finished is not run again, and what was stopped goes on. Writes DIR/methods.csv, methods.md
-and methods.png anew after each run; `python -m jaxneg.report DIR` has the tests between the methods.
+and methods.png anew after each run, with the rows that methods.csv already has of data sets without a file here;
+`python -m jaxneg.report DIR` has the tests between the methods.
 """
 
 import argparse
@@ -122,11 +123,12 @@ def compare(options) -> None:
         raise InputError(f"no data: give a file for one of --{', --'.join(SETTINGS)}")
     parallel.use_cores(options.seeds)
     out, tables = pathlib.Path(options.out), []
+    known = pd.read_csv(out / "methods.csv") if (out / "methods.csv").exists() else pd.DataFrame({"dataset": []})
+    others = known[~known["dataset"].isin(list(files))]
     for dataset, file in files.items():
         for name in options.methods:
             tables.append(run(dataset, file, name, options))
-            table = pd.concat(tables)
-            found = summary(table)
+            found = pd.concat([others, summary(pd.concat(tables))])
             writer.write_csv(out / "methods.csv", found.to_dict("records"))
             with writer.whole(out / "methods.md") as temporary:
                 temporary.write_text(markdown(found))
