@@ -5,12 +5,13 @@
 The paper's protocol (global temporal split, BCE for its six), shortened: one cap on epochs for all, few seeds. Batch
 sizes and numbers of negatives are those that the paper tuned on data of the same kind; its learning rates are for 201
 epochs, so every method's is tuned here, for the same cap, with one seed on the validation cases. Each run is in
-DIR/DATASET/NAME; what is finished is not run again, and what was stopped goes on. Writes DIR/methods.csv, methods.md
-and methods.png anew after each run, with the rows that methods.csv already has of data sets without a file here;
+DIR/DATASET/NAME, and one that was stopped goes on. Writes DIR/methods.csv, methods.md and methods.png anew after each
+run. What methods.csv has is not run again, so that the study can be made in pieces: other settings need another DIR.
 `python -m jaxneg.report DIR` has the tests between the methods.
 """
 
 import argparse
+import itertools
 import pathlib
 import sys
 from typing import Any, NamedTuple
@@ -122,17 +123,17 @@ def compare(options) -> None:
     if not files:
         raise InputError(f"no data: give a file for one of --{', --'.join(SETTINGS)}")
     parallel.use_cores(options.seeds)
-    out, tables = pathlib.Path(options.out), []
-    known = pd.read_csv(out / "methods.csv") if (out / "methods.csv").exists() else pd.DataFrame({"dataset": []})
-    others = known[~known["dataset"].isin(list(files))]
-    for dataset, file in files.items():
-        for name in options.methods:
-            tables.append(run(dataset, file, name, options))
-            found = pd.concat([others, summary(pd.concat(tables))])
-            writer.write_csv(out / "methods.csv", found.to_dict("records"))
-            with writer.whole(out / "methods.md") as temporary:
-                temporary.write_text(markdown(found))
-            draw(found, out / "methods.png")
+    out = pathlib.Path(options.out)
+    known = pd.read_csv(out / "methods.csv").to_dict("records") if (out / "methods.csv").exists() else []
+    rows = {(row["dataset"], row["name"]): row for row in known}
+    for dataset, name in itertools.product(files, options.methods):
+        if (dataset, name) not in rows:
+            rows[dataset, name] = summary(run(dataset, files[dataset], name, options)).to_dict("records")[0]
+        found = pd.DataFrame([rows[each] for each in itertools.product(SETTINGS, RECIPES) if each in rows])
+        writer.write_csv(out / "methods.csv", found.to_dict("records"))
+        with writer.whole(out / "methods.md") as temporary:
+            temporary.write_text(markdown(found))
+        draw(found, out / "methods.png")
     print(markdown(found))
 
 

@@ -2,9 +2,10 @@
 
     python benchmarks/hardness.py FILE --out DIR [--config configs/ml1m.py] [--seeds 5] [--epochs 40] [--loss bpr]
 
-Each setting is a run of jaxneg with all seeds in a folder of its own below DIR; a setting whose run is finished is not
-run again, and one that was stopped goes on. Writes DIR/hardness.csv, a row for each setting and seed, and
-DIR/hardness.png, a curve for each K: the mean over seeds with its standard deviation, and the highest point marked.
+Each setting is a run of jaxneg with all seeds in a folder of its own below DIR, and one that was stopped goes on.
+Writes DIR/hardness.csv, a row for each setting and seed (what it has is not run again, so that the study can be made in
+pieces: other options need another DIR), and DIR/hardness.png, a curve for each K: the mean over seeds with its standard
+deviation, and the highest point marked.
 The theory (Shi et al., WWW 2023, arXiv 2302.03472) says: the smaller the K, the harder the best negatives.
 """
 
@@ -112,17 +113,19 @@ def study(options) -> None:
     """Runs all settings, and writes the table and the picture anew after each, so that a long study can be watched."""
     parallel.use_cores(options.seeds)
     chosen = [sweep for sweep in sweeps(options) if sweep.settings]
-    out, rows = pathlib.Path(options.out), []
-    for sweep in chosen:
-        for value in sorted(sweep.settings):
-            rows.append(run(sweep, value, options))
-            table = pd.concat(rows)
-            writer.write_csv(out / "hardness.csv", table.to_dict("records"))
-            sound = table[table["status"] == "ok"]
-            draw(sound, [one for one in chosen if one.name in set(sound["sweep"])], out / "hardness.png")
+    path = pathlib.Path(options.out) / "hardness.csv"
+    known = dict(tuple(pd.read_csv(path).groupby(["sweep", "value"]))) if path.exists() else {}
+    settings = [(sweep, value) for sweep in chosen for value in sorted(sweep.settings)]
+    for sweep, value in settings:
+        if (sweep.name, value) not in known:
+            known[sweep.name, value] = run(sweep, value, options)
+        table = pd.concat([known[one.name, each] for one, each in settings if (one.name, each) in known])
+        writer.write_csv(path, table.to_dict("records"))
+        sound = table[table["status"] == "ok"]
+        draw(sound, [one for one in chosen if one.name in set(sound["sweep"])], path.with_suffix(".png"))
     print(best(sound))
     left_out = len(table) - len(sound)
-    print(f"{len(table)} runs, {left_out} of them failed and left out; files: {out}/hardness.csv, hardness.png")
+    print(f"{len(table)} runs, {left_out} of them failed and left out; files: {path}, {path.with_suffix('.png')}")
 
 
 if __name__ == "__main__":
