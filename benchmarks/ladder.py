@@ -39,12 +39,13 @@ class Step(NamedTuple):
     p: float  # paired by test user
 
 
-def rungs(number: int) -> list[Rung]:
+def rungs(number: int, width: int) -> list[Rung]:
     """The ladder, with `number` shared negatives; each rung stands on an earlier one."""
     half, popular = number // 2, ("uniform", "popularity")
     return [
         Rung("bce_1", None, "BCE, one negative for each position",
-             {"method": "uniform", "loss.name": "bce", "sampler.scope": "position", "sampler.num_uniform": 1}),
+             {"method": "uniform", "loss.name": "bce", "sampler.scope": "position", "sampler.num_uniform": 1,
+              "model.width": width}),
         Rung("bce", "bce_1", f"{number:,} negatives that the batch shares",
              {"sampler.scope": "batch", "sampler.num_uniform": number}),
         Rung("gbce", "bce", "gBCE, t = 0.75", {"loss.name": "gbce", "loss.calibration": 0.75}),
@@ -55,7 +56,7 @@ def rungs(number: int) -> list[Rung]:
         Rung("logq", "popular", "the same with logQ", {"loss.name": "sampled_softmax"}),
         Rung("hard", "softmax", f"the hardest {number // 10:,} of {number:,}",
              {"method": "dns", "sampler.num_kept": number // 10, "loss.name": "infonce"}),
-        Rung("wide", "softmax", "width 128", {"model.width": 128}),
+        Rung("wide", "softmax", f"width {2 * width}", {"model.width": 2 * width}),
         Rung("all_items", "softmax", "all items as negatives (full softmax)",
              {"method": "catalogue", "loss.name": "full_softmax"}),
     ]  # fmt: skip
@@ -79,7 +80,7 @@ def run(rung: Rung, ladder: list[Rung], options) -> runs.Variant:
 def given(options) -> dict[str, Any]:
     """The config fields that the command line sets; the config file has the others."""
     names = {"epochs": "num_epochs", "eval_every": "eval_every", "learning_rate": "learning_rate",
-             "batch": "batch_size", "length": "model.max_len", "width": "model.width"}  # fmt: skip
+             "batch": "batch_size", "length": "model.max_len"}  # fmt: skip
     return {field: value for name, field in names.items() if (value := getattr(options, name)) is not None}
 
 
@@ -154,7 +155,8 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--config", default="configs/ml1m_leave_one_out.py", help="config file, without a method")
     parser.add_argument("--negatives", type=int, default=3000, help="shared negatives, default 3000")
     parser.add_argument("--seeds", type=int, default=3, help="default 3")
-    for name in ("epochs", "eval-every", "batch", "length", "width"):
+    parser.add_argument("--width", type=int, default=64, help="default 64; the rung `wide` has twice that")
+    for name in ("epochs", "eval-every", "batch", "length"):
         parser.add_argument(f"--{name}", type=int, help="as in the config file unless told")
     parser.add_argument("--learning-rate", type=float, help="as in the config file unless told")
     parser.add_argument("--rungs", nargs="*", metavar="RUNG", help="only these (and a rung needs the one below it)")
@@ -163,7 +165,7 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
 
 def climb(options) -> None:
     """Runs the rungs, and writes what is known after each."""
-    ladder, out = rungs(options.negatives), pathlib.Path(options.out)
+    ladder, out = rungs(options.negatives, options.width), pathlib.Path(options.out)
     names = [rung.name for rung in ladder]
     chosen = names if options.rungs is None else options.rungs
     if unknown := set(chosen) - set(names):
