@@ -99,6 +99,7 @@ def draw(found: pd.DataFrame, path: pathlib.Path) -> None:
             axes.annotate(row["name"], (row["balance"], row["ndcg@10"]), xytext=(4, 4), textcoords="offset points",
                           fontsize=8, color=f"C{number}")  # fmt: skip
         axes.set(title=dataset, xlabel="Balance", ylabel="NDCG@10")
+        axes.margins(x=0.15)  # room for the names
         axes.grid(alpha=0.3)
     figure.suptitle("Mean and standard deviation over seeds; up and to the right is better; squares: jaxneg's recipes")
     with writer.whole(path) as temporary:
