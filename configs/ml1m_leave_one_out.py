@@ -7,8 +7,8 @@ Each user's last item is the test, the one before it the validation; histories a
 method it is `uniform`. The paper has no such protocol; the recipe is that of Klenitskiy & Vasilev (RecSys 2023,
 "Turning Dross Into Gold Loss"), whose figures leave a user's earlier items out of the ranking, as is done here. Not to
 be set beside the results of the temporal split.
-Duration: not measured by us.
-Expected result: not measured by us.
+Duration: one seed of 60 epochs took 101 minutes on one CPU core.
+Expected result: NDCG@10 0.190 and HR@10 0.323 on the test (results/ml1m_leave_one_out, one seed).
 """
 
 from jaxneg import config as config_lib

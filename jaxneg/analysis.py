@@ -169,3 +169,14 @@ def front_share(lines: Sequence[Line]) -> dict[str, float]:
         return {}
     x, y = (np.stack([line.resampled[metric] for line in lines], axis=1) for metric in ("ndcg@10", "balance"))
     return dict(zip([line.label for line in lines], statistics.pareto_front(x, y).mean(axis=0).tolist(), strict=True))
+
+
+def best_at_the_end(lines: Sequence[Line]) -> dict[str, tuple[int, int]]:
+    """{label: (seeds that are best at the last epoch, seeds)}, for those whose number of epochs is known."""
+    told = {}
+    for line in lines:
+        known = dict(enumerate(run.settings.get("num_epochs") for run in line.variant.runs))
+        epochs = line.variant.ok["run"].map(known)
+        if len(epochs) and epochs.notna().all():
+            told[line.label] = (int((line.variant.ok["best_epoch"] == epochs).sum()), len(epochs))
+    return told

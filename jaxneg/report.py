@@ -16,23 +16,32 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pandas as pd
 
-from jaxneg import analysis, document, plots, results, runs, statistics, writer
+from jaxneg import advice, analysis, document, plots, results, runs, statistics, writer
 from jaxneg.analysis import Line
 from jaxneg.document import Block, Bullets, Heading, Picture, Table, Text
 from jaxneg.errors import InputError
+from jaxneg.wording import (
+    best_interval,
+    counted,
+    duration,
+    fixed,
+    interval_text,
+    listed,
+    mean_and_std,
+    p_text,
+    rounded,
+    seed_count,
+    sum_text,
+    with_spread,
+)
 
-WEAK_POPULARITY = 0.5  # popularity sampling below this share of the best NDCG@10 is a warning sign
-UNSTABLE = 0.2  # standard deviation over mean of NDCG@10
 MANY_ROWS = 15  # a longer table of tests is folded
-MANY_PAIRS = 10  # of more equal pairs, the recommendation names those of the most accurate method only
-STILL_RISING = 0.5  # share of the seeds that are best at the last evaluation
 NAMES = {"hr@10": "HR@10", "ndcg@10": "NDCG@10", "balance": "Balance", "coverage@10": "coverage@10", "arp@10": "ARP@10",
          "popular_share@10": "popular share@10", "train_seconds": "training seconds per run",
          "eval_seconds": "evaluation seconds per run"}
 NAMES |= {f"{cohort}_{metric}@10": f"{cohort} {metric.upper()}@10"
           for metric in ("hr", "ndcg") for cohort in results.COHORTS}  # fmt: skip
 TIMES = ("train_seconds", "eval_seconds")  # each seed's share of one time: there is nothing to resample
-DECIMALS = {"balance": 3, "coverage@10": 3, "arp@10": 1, "popular_share@10": 3, "train_seconds": 1, "eval_seconds": 1}
 
 
 def write(folders: Sequence[str | pathlib.Path], out: str | pathlib.Path | None = None) -> pathlib.Path:
@@ -60,15 +69,15 @@ def _head(found: Sequence[runs.Run], unfinished: Sequence[pathlib.Path]) -> Iter
     yield Heading(1, "Negative sampling: report")
     methods, datasets = {run.method for run in found}, {run.dataset for run in found}
     yield Text(
-        f"{_number(len(found), 'finished run')} with {_number(sum(len(run.rows) for run in found), 'seed')} in all: "
-        f"{_number(len(methods), 'method')} on {_listed(sorted(datasets))}. HR and NDCG are at 10, over the whole "
+        f"{counted(len(found), 'finished run')} with {counted(sum(len(run.rows) for run in found), 'seed')} in all: "
+        f"{counted(len(methods), 'method')} on {listed(sorted(datasets))}. HR and NDCG are at 10, over the whole "
         "catalogue, at each seed's epoch with the best validation HR@10. Balance is 1 - Gini of head, mid and tail "
         "NDCG@10: 1 where all three are alike, 0.333 where one has everything. Intervals are 95% by bootstrap with "
         f"{analysis.NUM_RESAMPLES:,} resamples. Over seeds (expanded percentiles, for {statistics.MIN_SEEDS} or more) "
         "they tell what other runs may give, over test users (each with all of its cases) what other users may give."
     )  # fmt: skip
     if unfinished:
-        yield Text(f"Not finished, and left out: {_listed([f'`{folder.name}`' for folder in unfinished])}.")
+        yield Text(f"Not finished, and left out: {listed([f'`{folder.name}`' for folder in unfinished])}.")
 
 
 def study_blocks(
@@ -99,13 +108,13 @@ def study_blocks(
 def _facts(study: runs.Study, lines: Sequence[Line]) -> Iterator[Block]:
     all_runs = [run for line in lines for run in line.variant.runs]
     data = all_runs[0].about.get("data", {})
-    told = [_number(data[name], word) for name, word in
+    told = [counted(data[name], word) for name, word in
             (("num_rows", "row"), ("num_users", "user"), ("num_items", "item")) if name in data]  # fmt: skip
     if "cases" in all_runs[0].rows:
-        told.append(_number(int(all_runs[0].rows["cases"].iloc[0]), "test case"))
+        told.append(counted(int(all_runs[0].rows["cases"].iloc[0]), "test case"))
     for name, words in (("num_epochs", "{} epochs"), ("osf", "OSF {}")):
         values = {runs.told(run.settings[name]) for run in all_runs if name in run.settings}
-        told += [words.format(_listed(sorted(values)))] if values else []
+        told += [words.format(listed(sorted(values)))] if values else []
     if told:
         yield Text(", ".join(told) + ".")
     if len({run.settings.get("num_epochs") for run in all_runs}) > 1:
@@ -126,10 +135,10 @@ def result_part(study: runs.Study, lines: Sequence[Line]) -> Iterator[Block]:
             for name in shown if name != "arp@10"}  # fmt: skip
     rows = []
     for _, row in study.baselines.iterrows():
-        rows.append([row["method"], "", *(_value(name, row.get(name, math.nan)) for name in shown), ""])
+        rows.append([row["method"], "", *(rounded(name, row.get(name, math.nan)) for name in shown), ""])
     for line in lines:
-        cells = [_mean_and_std(line, name, line.mean(name) == best.get(name)) for name in shown]
-        rows.append([f"`{line.label}`", _seed_count(line), *cells, _value("train_seconds", line.mean("train_seconds"))])
+        cells = [mean_and_std(line, name, line.mean(name) == best.get(name)) for name in shown]
+        rows.append([f"`{line.label}`", seed_count(line), *cells, rounded("train_seconds", line.mean("train_seconds"))])
     yield Table(["method", "seeds", *(NAMES[name] for name in shown), "training s per run"], rows)
     yield Text("Mean ± standard deviation over the seeds that did not fail; the highest mean is bold. Baselines are "
                "counted once, without seeds. ARP is the mean number of training users of a recommended item.")
@@ -138,15 +147,15 @@ def result_part(study: runs.Study, lines: Sequence[Line]) -> Iterator[Block]:
         for name, summary in line.summaries.items():
             if name in TIMES:
                 continue
-            rows.append([f"`{line.label}`", NAMES[name], str(summary.n), _value(name, summary.mean),
-                         _value(name, summary.std), *(_interval(name, each) for each in summary[3:])])
+            rows.append([f"`{line.label}`", NAMES[name], str(summary.n), rounded(name, summary.mean),
+                         rounded(name, summary.std), *(interval_text(name, each) for each in summary[3:])])
     header = ["method", "metric", "n", "mean", "std", "95% over seeds", "95% over test users", "95% over both"]
     yield _table(header, rows, names=2, folded="All metrics with their intervals")
     if not any(line.user_ndcg is not None for line in lines):
         yield Text("Intervals over test users are left out: no run has cases.npz.")
     few = [line.label for line in lines if line.summaries["ndcg@10"].n < statistics.MIN_SEEDS]
     if few:
-        yield Text(f"Intervals over seeds are left out for {_listed([f'`{name}`' for name in few])}: fewer than "
+        yield Text(f"Intervals over seeds are left out for {listed([f'`{name}`' for name in few])}: fewer than "
                    f"{statistics.MIN_SEEDS} seeds tell too little.")  # fmt: skip
     yield Text("Coverage, ARP and popular share have no interval over test users: the files hold them over all users "
                "only. Where head, mid and tail are nearly alike, the intervals of Balance over test users lie low.")
@@ -159,13 +168,14 @@ def test_part(lines: Sequence[Line], pairs: Sequence[analysis.Pair]) -> Iterator
         return
     rows = []
     for pair in pairs:
-        rows.append([f"`{pair.a}`", f"`{pair.b}`", f"{pair.difference:+.4f}", _interval("ndcg@10", pair.interval),
-                     _plain(pair.hedges_g, 1), _plain(pair.cliffs_delta, 2), _p(pair.welch), _p(pair.welch_holm),
-                     _p(pair.mann_whitney_holm), _p(pair.paired_holm), "yes" if pair.significant else "no"])
+        rows.append([f"`{pair.a}`", f"`{pair.b}`", f"{pair.difference:+.4f}", interval_text("ndcg@10", pair.interval),
+                     fixed(pair.hedges_g, 1), fixed(pair.cliffs_delta, 2),
+                     *map(p_text, (pair.welch, pair.welch_holm, pair.mann_whitney_holm, pair.paired_holm)),
+                     "yes" if pair.significant else "no"])
     number = sum(pair.significant for pair in pairs)
     yield Text("NDCG@10 of all pairs; the better mean is on the left. The primary test is Welch's t over the seeds, "
                "Holm-adjusted over all pairs as one family. Significant at "
-               f"{statistics.SIGNIFICANT:g}: {number} of {_number(len(pairs), 'difference')}.")
+               f"{statistics.SIGNIFICANT:g}: {number} of {counted(len(pairs), 'difference')}.")
     header = ["better", "other", "difference", "95% interval", "Hedges' g", "Cliff's δ", "Welch p", "Welch, Holm",
               "Mann-Whitney, Holm", "paired by user, Holm", "significant"]
     yield _table(header, rows, names=2, folded="All pairs" if len(rows) > MANY_ROWS else "")
@@ -178,7 +188,7 @@ def test_part(lines: Sequence[Line], pairs: Sequence[analysis.Pair]) -> Iterator
         about.append("The test paired by user is left out: no run has cases.npz.")
     fewest = min(line.summaries["ndcg@10"].n for line in lines)
     if fewest < statistics.MIN_SEEDS:
-        about.append(f"With {_number(fewest, 'seed')} of a method these tests find large differences only.")
+        about.append(f"With {counted(fewest, 'seed')} of a method these tests find large differences only.")
     yield Text(" ".join(about))
 
 
@@ -198,10 +208,10 @@ def pareto_part(study: runs.Study, lines: Sequence[Line], styles, folder: pathli
                    f"Bars: {_error_words(drawn)}. Circles: baselines.")  # fmt: skip
     names = [f"`{label}`" + (f" ({share[label]:.0%} of the resamples)" if share else "")
              for label, is_best in front.items() if is_best]  # fmt: skip
-    yield Text(f"On the front: {_listed(names)}.")
+    yield Text(f"On the front: {listed(names)}.")
     near = [f"`{label}` ({value:.0%})" for label, value in share.items() if value >= 0.05 and not front[label]]
     if near:
-        yield Text(f"Not on it by the means, but in 5% of the resamples or more: {_listed(near)}.")
+        yield Text(f"Not on it by the means, but in 5% of the resamples or more: {listed(near)}.")
 
 
 def cohort_part(study: runs.Study, lines: Sequence[Line], styles, folder: pathlib.Path) -> Iterator[Block]:
@@ -214,7 +224,7 @@ def cohort_part(study: runs.Study, lines: Sequence[Line], styles, folder: pathli
                        f"NDCG@10 by the target's cohort; each panel has its own scale. Bars: {_error_words(lines)}.")
     else:
         yield Text("The picture is left out: a cohort has no test case.")
-    rows = [[f"`{line.label}`", *(_mean_and_std(line, name) for name in analysis.COHORT_METRICS)] for line in lines]
+    rows = [[f"`{line.label}`", *(mean_and_std(line, name) for name in analysis.COHORT_METRICS)] for line in lines]
     yield Table(["method", *(NAMES[name] for name in analysis.COHORT_METRICS)], rows)
 
 
@@ -239,10 +249,10 @@ def curve_part(study: runs.Study, lines: Sequence[Line], styles, folder: pathlib
                        "Means over seeds; bands: one standard deviation. The losses of methods are not comparable: "
                        "other negatives, another loss.")  # fmt: skip
     if missing:
-        yield Text(f"No curve of {_listed(missing)}: no metrics.jsonl.")
-    last = _last_epochs(lines)
+        yield Text(f"No curve of {listed(missing)}: no metrics.jsonl.")
+    last = analysis.best_at_the_end(lines)
     if last:
-        yield Text("Seeds that are best at their last evaluation, and may still rise: " + _listed(
+        yield Text("Seeds that are best at their last evaluation, and may still rise: " + listed(
             [f"`{label}` {rising} of {number}" for label, (rising, number) in last.items()]) + ".")
 
 
@@ -265,7 +275,7 @@ def osf_part(study: runs.Study, lines: Sequence[Line], others: Sequence[Line], s
     places = [(line.variant.method, line.variant.osf) for line in several]
     doubled = sorted({method for method, osf in places if places.count((method, osf)) > 1})
     if doubled:
-        yield Text(f"Left out for {_listed([f'`{name}`' for name in doubled])}: its runs differ in other settings too.")
+        yield Text(f"Left out for {listed([f'`{name}`' for name in doubled])}: its runs differ in other settings too.")
     several = [line for line in several if line.variant.method not in doubled]
     if not several:
         return
@@ -282,9 +292,9 @@ def osf_part(study: runs.Study, lines: Sequence[Line], others: Sequence[Line], s
             panels[NAMES[metric]].append(plots.Curve(method, x, mean, mean - below, mean + above))
     yield _picture(plots.against_osf(places, panels, styles), "osf", study, folder, "OSF: how many epochs' worth of "
                    f"distinct batches a run sees. Bands: {_error_words(several)}.")  # fmt: skip
-    rows = [[f"`{line.variant.method}`", runs.told(line.variant.osf), _seed_count(line),
-             *(_mean_and_std(line, name) for name in ("hr@10", "ndcg@10", "balance")),
-             _value("train_seconds", line.mean("train_seconds"))]
+    rows = [[f"`{line.variant.method}`", runs.told(line.variant.osf), seed_count(line),
+             *(mean_and_std(line, name) for name in ("hr@10", "ndcg@10", "balance")),
+             rounded("train_seconds", line.mean("train_seconds"))]
             for line in sorted(several, key=lambda line: (plots.method_order(line.variant.method), _osf_of(line)))]
     yield Table(["method", "OSF", "seeds", "HR@10", "NDCG@10", "Balance", "training s per run"], rows)
     yield Text(f"The other parts of this report are about the runs at OSF {runs.told(study.osf)}.")
@@ -304,13 +314,13 @@ def collapse_part(lines: Sequence[Line]) -> Iterator[Block]:
     for line in touched:
         ok = line.variant.ok
         upright = ok.drop(index=list(line.collapsed))
-        cells = [f"{_value(name, upright[name].mean())} (all: {_value(name, line.mean(name))})"
+        cells = [f"{rounded(name, upright[name].mean())} (all: {rounded(name, line.mean(name))})"
                  for name in ("hr@10", "ndcg@10", "balance")] if len(upright) else 3 * ["none left"]  # fmt: skip
         rows.append([f"`{line.label}`", str(len(line.variant.rows)), str(len(line.variant.rows) - len(ok)),
                      str(len(line.collapsed)), *cells])  # fmt: skip
         if line.collapsed:
             seeds = [str(ok.loc[index, "seed"]) for index in line.collapsed]
-            reasons.append(f"`{line.label}`, seed{'s' * (len(seeds) > 1)} {_listed(seeds)}. "
+            reasons.append(f"`{line.label}`, seed{'s' * (len(seeds) > 1)} {listed(seeds)}. "
                            f"Of seed {seeds[0]}: {next(iter(line.collapsed.values()))}.")  # fmt: skip
     yield Table(["method", "seeds", "failed", "collapsed", "HR@10 without them", "NDCG@10 without them",
                  "Balance without them"], rows)  # fmt: skip
@@ -325,10 +335,10 @@ def cost_part(lines: Sequence[Line]) -> Iterator[Block]:
         hours = line.variant.rows[timed].to_numpy(float).sum() / 3600
         total += hours
         devices = dict.fromkeys(run.about.get("device", "unknown") for run in line.variant.runs)
-        seconds = [_value(name, line.mean(name)) for name in TIMES]
-        rows.append([f"`{line.label}`", _seed_count(line), *seconds, _hours(hours), _listed(list(devices))])
+        seconds = [rounded(name, line.mean(name)) for name in TIMES]
+        rows.append([f"`{line.label}`", seed_count(line), *seconds, duration(hours), listed(list(devices))])
     yield _table(["method", "seeds", "training s per run", "evaluation s per run", "all seeds", "device"], rows)
-    yield Text(f"All together {_hours(total)}. Seeds train together: a run's seconds are its share of the whole.")
+    yield Text(f"All together {duration(total)}. Seeds train together: a run's seconds are its share of the whole.")
 
 
 def published_part(study: runs.Study, lines: Sequence[Line]) -> Iterator[Block]:
@@ -344,18 +354,20 @@ def published_part(study: runs.Study, lines: Sequence[Line]) -> Iterator[Block]:
         ours = [int(lines[0].variant.rows[name].iloc[0]) for name in names]
         verdict = "The preparation is the paper's." if ours == theirs else (
             "**These are not the paper's test cases**: the data or its preparation differs, and so may all numbers.")
-        yield Text(f"Test cases (all = head + mid + tail): {_sum(ours)} here, {_sum(theirs)} in the paper. {verdict}")
+        yield Text(f"Test cases (all = head + mid + tail): {sum_text(ours)} here, {sum_text(theirs)} in the paper. "
+                   f"{verdict}")  # fmt: skip
     rows = []
     for line in lines:
         if line.label not in published.index:
             continue
         theirs = published.loc[line.label]
-        cells = [cell for name in ("hr@10", "ndcg@10", "balance")
-                 for cell in (_mean_and_std(line, name), _pair(name, theirs[f"{name}_mean"], theirs[f"{name}_std"]))]
+        cells = []
+        for name in ("hr@10", "ndcg@10", "balance"):
+            cells += [mean_and_std(line, name), with_spread(name, theirs[f"{name}_mean"], theirs[f"{name}_std"])]
         summary = line.summaries["ndcg@10"]
         p = statistics.welch_of_moments((summary.mean, summary.std, summary.n),
                                         (theirs["ndcg@10_mean"], theirs["ndcg@10_std"], int(theirs["n"])))  # fmt: skip
-        rows.append([f"`{line.label}`", str(summary.n), str(int(theirs["n"])), *cells, _p(p)])
+        rows.append([f"`{line.label}`", str(summary.n), str(int(theirs["n"])), *cells, p_text(p)])
     if not rows:
         yield Text("None of these methods has published results.")
         return
@@ -365,98 +377,12 @@ def published_part(study: runs.Study, lines: Sequence[Line]) -> Iterator[Block]:
 
 
 def recommendation_part(study: runs.Study, lines: Sequence[Line], pairs: Sequence[analysis.Pair]) -> Iterator[Block]:
-    """What to choose, in plain words, each statement with its number."""
-    ranked = sorted((line for line in lines if math.isfinite(line.mean("ndcg@10"))), key=lambda x: -x.mean("ndcg@10"))
-    if not ranked:
-        yield Text("None: every seed failed.")
-        return
-    yield Bullets([*_choices(study, lines, ranked, pairs), *_warnings(study, lines, ranked)])
+    """What to choose, in plain words."""
+    said = advice.recommend(study, lines, pairs)
+    yield Bullets(said) if said else Text("None: every seed failed.")
 
 
-def _choices(study: runs.Study, lines, ranked, pairs) -> Iterator[str]:
-    best = ranked[0]
-    yield (f"Most accurate: `{best.label}`, NDCG@10 {_with_interval(best, 'ndcg@10')}, "
-           f"Balance {_value('balance', best.mean('balance'))}.")  # fmt: skip
-    front, share = analysis.on_front(lines), analysis.front_share(lines)
-    chosen = [line for line in ranked if front[line.label]]
-    if chosen:
-        words = [f"`{line.label}` (NDCG@10 {line.mean('ndcg@10'):.4f}, Balance {line.mean('balance'):.3f}" +
-                 (f", {share[line.label]:.0%} of the resamples)" if share else ")") for line in chosen]  # fmt: skip
-        yield f"Pareto-best in NDCG@10 and Balance: {_listed(words)}."
-    tested = [pair for pair in pairs if math.isfinite(pair.welch_holm)]
-    equal = [pair for pair in tested if not pair.significant]
-    if tested:
-        beaten = sum(pair.significant for pair in pairs if pair.a == best.label)
-        shown = equal if len(equal) <= MANY_PAIRS else [pair for pair in equal if pair.a == best.label]
-        named = [f"`{pair.a}` and `{pair.b}` (p {_p(pair.welch_holm)})" for pair in shown]
-        yield (f"Not significant: {len(equal)} of {len(tested)} differences in NDCG@10 (Welch, Holm)" +
-               (f", {'among them ' * (shown != equal)}{_listed(named)}. " if named else ". ") +
-               f"`{best.label}` is significantly better than {beaten} of {len(lines) - 1} methods.")  # fmt: skip
-    if len(chosen) > 1:
-        fair = max(chosen, key=lambda line: line.mean("balance"))
-        moves = [f"{cohort} {best.mean(f'{cohort}_ndcg@10'):.4f} to {fair.mean(f'{cohort}_ndcg@10'):.4f}"
-                 for cohort in results.COHORTS]  # fmt: skip
-        loss = 1 - fair.mean("ndcg@10") / best.mean("ndcg@10")
-        yield (f"The trade: from `{best.label}` to `{fair.label}`, the most balanced on the front, NDCG@10 falls by "
-               f"{loss:.0%} and Balance goes from {_value('balance', best.mean('balance'))} to "
-               f"{_value('balance', fair.mean('balance'))}; NDCG@10 by cohort: {_listed(moves)}.")
-    elif chosen:
-        values = [f"{cohort} {best.mean(f'{cohort}_ndcg@10'):.4f}" for cohort in results.COHORTS]
-        yield f"No trade to make: `{best.label}` leads in both; its NDCG@10 is {_listed(values)}."
-
-
-def _warnings(study: runs.Study, lines, ranked) -> Iterator[str]:
-    """The warning signs that are seen, or the sentence that there is none."""
-    found = []
-    if not study.baselines.empty:
-        rival = study.baselines.loc[study.baselines["ndcg@10"].idxmax()]
-        below = [f"`{line.label}` ({line.mean('ndcg@10'):.4f})" for line in ranked
-                 if line.mean("ndcg@10") <= rival["ndcg@10"]]  # fmt: skip
-        if below:
-            found.append(f"Not better than {rival['method']} (NDCG@10 {rival['ndcg@10']:.4f}): {_listed(below)}.")
-    biased = [line for line in ranked if line.mean("balance") < results.LOW_BALANCE]
-    if biased:
-        words = [f"`{line.label}` ({line.mean('balance'):.3f}; head {line.mean('head_ndcg@10'):.4f}, "
-                 f"tail {line.mean('tail_ndcg@10'):.4f})" for line in biased]  # fmt: skip
-        found.append(f"Strong head bias, Balance under {results.LOW_BALANCE:g}: {_listed(words)}.")
-    weak = [line for line in ranked if line.variant.method == "popularity"
-            and line.mean("ndcg@10") < WEAK_POPULARITY * ranked[0].mean("ndcg@10")]  # fmt: skip
-    found += [f"Very low accuracy with popularity sampling: `{line.label}` has NDCG@10 {line.mean('ndcg@10'):.4f}, "
-              f"{line.mean('ndcg@10') / ranked[0].mean('ndcg@10'):.0%} of the best." for line in weak]  # fmt: skip
-    unstable = []
-    for line in lines:
-        failed = len(line.variant.rows) - len(line.variant.ok)
-        spread = line.summaries["ndcg@10"].std / line.mean("ndcg@10") if line.mean("ndcg@10") else math.nan
-        signs = [f"{failed} of {len(line.variant.rows)} seeds failed"] * bool(failed)
-        signs += [f"{len(line.collapsed)} of {len(line.variant.ok)} seeds collapsed"] * bool(line.collapsed)
-        signs += [f"standard deviation {spread:.0%} of the mean NDCG@10"] * bool(spread > UNSTABLE)
-        if signs:
-            unstable.append(f"`{line.label}` ({'; '.join(signs)})")
-    if unstable:
-        found.append(f"Collapsed or unstable training: {_listed(unstable)}.")
-    rising = [f"`{label}` ({number} of {of})" for label, (number, of) in _last_epochs(lines).items()
-              if number > STILL_RISING * of]  # fmt: skip
-    if rising:
-        found.append(f"Not converged, most seeds best at their last evaluation: {_listed(rising)}. More epochs may "
-                     "change the order.")  # fmt: skip
-    few = min(line.summaries["ndcg@10"].n for line in lines)
-    if few < statistics.MIN_SEEDS:
-        found.append(f"Few repeats: {_number(few, 'seed')} of a method; what is above is an indication, not a finding.")
-    yield from [f"Warning: {words[0].lower()}{words[1:]}" for words in found] or ["No warning sign is seen."]
-
-
-# --- words and numbers
-
-
-def _last_epochs(lines: Sequence[Line]) -> dict[str, tuple[int, int]]:
-    """{label: (seeds that are best at the last epoch, seeds)}, for those whose number of epochs is known."""
-    told = {}
-    for line in lines:
-        known = dict(enumerate(run.settings.get("num_epochs") for run in line.variant.runs))
-        epochs = line.variant.ok["run"].map(known)
-        if len(epochs) and epochs.notna().all():
-            told[line.label] = (int((line.variant.ok["best_epoch"] == epochs).sum()), len(epochs))
-    return told
+# --- what the parts share
 
 
 def _osf_of(line: Line) -> float:
@@ -477,33 +403,18 @@ def _picture(figure, name: str, study: runs.Study, folder: pathlib.Path, caption
     return Picture(file, caption)
 
 
-def _best_interval(line: Line, name: str) -> tuple[statistics.Interval, str]:
-    """The widest kind of interval that is known, and its name."""
-    summary = line.summaries[name]
-    for interval, kind in ((summary.over_both, "seeds and test users"), (summary.over_seeds, "seeds"),
-                           (summary.over_users, "test users")):  # fmt: skip
-        if math.isfinite(interval.low):
-            return interval, kind
-    return statistics.UNKNOWN, ""
-
-
 def _error(line: Line, name: str) -> tuple[float, float]:
     """Distances below and above the mean: of the interval, or one standard deviation, or nothing."""
-    summary, interval = line.summaries[name], _best_interval(line, name)[0]
+    summary, interval = line.summaries[name], best_interval(line, name)[0]
     if math.isfinite(interval.low):
         return max(summary.mean - interval.low, 0.0), max(interval.high - summary.mean, 0.0)
     return (summary.std, summary.std) if math.isfinite(summary.std) else (0.0, 0.0)
 
 
 def _error_words(lines: Sequence[Line]) -> str:
-    kinds = {_best_interval(line, "ndcg@10")[1] for line in lines}
+    kinds = {best_interval(line, "ndcg@10")[1] for line in lines}
     words = [f"95% interval over {kind}" for kind in sorted(kinds - {""})]
     return " or ".join(words + ["one standard deviation over seeds"] * ("" in kinds))
-
-
-def _with_interval(line: Line, name: str) -> str:
-    interval, kind = _best_interval(line, name)
-    return _value(name, line.mean(name)) + (f" (95% over {kind}: {_interval(name, interval)})" if kind else "")
 
 
 def interval_rows(study: runs.Study, lines: Sequence[Line]) -> list[dict]:
@@ -517,58 +428,6 @@ def interval_rows(study: runs.Study, lines: Sequence[Line]) -> list[dict]:
                 row |= {f"{kind}_low": interval.low, f"{kind}_high": interval.high}
             rows.append(row)
     return rows
-
-
-def _value(name: str, value: float) -> str:
-    return _plain(value, DECIMALS.get(name, 4))
-
-
-def _plain(value: float, decimals: int) -> str:
-    return f"{value:.{decimals}f}" if math.isfinite(value) else ""
-
-
-def _pair(name: str, mean: float, std: float) -> str:
-    return _value(name, mean) + (f" ± {_value(name, std)}" if math.isfinite(std) else "")
-
-
-def _mean_and_std(line: Line, name: str, bold: bool = False) -> str:
-    if name not in line.summaries:
-        return ""
-    summary = line.summaries[name]
-    text = _pair(name, summary.mean, summary.std)
-    return f"**{text}**" if bold and text else text
-
-
-def _interval(name: str, interval: statistics.Interval) -> str:
-    return f"{_value(name, interval.low)} to {_value(name, interval.high)}" if math.isfinite(interval.low) else ""
-
-
-def _p(value: float) -> str:
-    if math.isnan(value):
-        return ""
-    return "<0.001" if value < 0.001 else f"{value:.3f}" if value < 0.1 else f"{value:.2f}"
-
-
-def _seed_count(line: Line) -> str:
-    failed = len(line.variant.rows) - len(line.variant.ok)
-    return str(len(line.variant.ok)) + (f" (+{failed} failed)" if failed else "")
-
-
-def _number(count: int, word: str) -> str:
-    return f"{count:,} {word}{'' if count == 1 else 's'}"
-
-
-def _hours(hours: float) -> str:
-    return f"{hours:.1f} h" if hours >= 1 else f"{hours * 60:.1f} min"
-
-
-def _sum(numbers: Sequence[int]) -> str:
-    return f"{numbers[0]:,} = " + " + ".join(f"{number:,}" for number in numbers[1:])
-
-
-def _listed(words: Sequence[str]) -> str:
-    """a; a and b; a, b and c."""
-    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -15,7 +15,9 @@ ROOT = pathlib.Path(jaxneg.__file__).parent
 # From the top down: a module may import those of lower layers only, a package counting as one. `jaxneg` is the version.
 LAYERS = [
     {"main", "opauc", "report", "tune"},
-    {"experiment", "analysis"},
+    {"experiment", "advice"},
+    {"wording"},
+    {"analysis"},
     {"plan", "runs"},
     {"run_folder", "run_data"},
     {"config", "writer", "checkpoint", "document", "plots", "results", "tuned", "parallel"},
