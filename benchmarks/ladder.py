@@ -137,11 +137,11 @@ def draw(steps: list[Step], path: pathlib.Path) -> None:
         values = step.line.variant.ok["ndcg@10"].to_numpy(float)
         axes.barh(place, values.mean(), color="#56b4e9", height=0.65)
         axes.plot(values, np.full(len(values), place), ".", color="#222222")
-        gain = f"{step.gain:+.4f} over {step.rung.below}" if step.rung.below else ""
+        gain = f"{step.gain:+.4f} against {step.rung.below}" if step.rung.below else ""
         axes.annotate(gain, (values.max(), place), xytext=(6, 0), textcoords="offset points", va="center", fontsize=8)
     axes.set_yticks(range(len(steps)), [f"{step.rung.name}: {step.rung.text}" for step in steps])
     axes.invert_yaxis()
-    axes.set_xlim(right=1.35 * axes.dataLim.x1)
+    axes.set_xlim(right=1.45 * axes.dataLim.x1)
     axes.set_xlabel("NDCG@10; dots: seeds")
     axes.grid(axis="x", alpha=0.3)
     with writer.whole(path) as temporary:

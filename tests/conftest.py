@@ -38,6 +38,15 @@ import pytest  # noqa: E402
 
 CHECKED = ["jaxneg.samplers", "jaxneg.losses", "jaxneg.metrics", "jaxneg.models"]
 jaxtyping.install_import_hook(CHECKED, "beartype.beartype")
+pytest.register_assert_rewrite("refusals")  # whose asserts tell what they saw, as those of a test do
+
+
+@pytest.fixture
+def public_folder():
+    """A folder that every user may enter: the parents of pytest's own are closed."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        yield pathlib.Path(folder)
 
 
 @pytest.fixture(scope="session")
