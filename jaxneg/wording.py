@@ -85,5 +85,3 @@ def sum_text(numbers: Sequence[int]) -> str:
 def listed(words: Sequence[str]) -> str:
     """a; a and b; a, b and c."""
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
-
-
