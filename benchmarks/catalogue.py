@@ -34,10 +34,8 @@ def zipf_dataset(num_items: int) -> Dataset:
     upto = np.cumsum(1 / np.arange(1, num_items + 1))
     rank = np.searchsorted(upto, rng.random(end[-1]) * upto[-1])
     items = (rng.permutation(num_items)[rank] + 1).astype(np.int32)
-    owner = np.repeat(np.arange(USERS), lengths)
-    owner, distinct = np.divmod(np.unique(owner * np.int64(num_items + 1) + items), num_items + 1)
-    start = np.searchsorted(owner, np.arange(USERS + 1))
-    arrays = (items, end - lengths, end, np.arange(USERS), distinct, start)
+    bounds, distinct = data.distinct_histories(items, end - lengths, end, num_items)
+    arrays = (items, end - lengths, end, np.arange(USERS), distinct, bounds[:-1], bounds[1:])
     return Dataset(*(array.astype(np.int32) for array in arrays))
 
 

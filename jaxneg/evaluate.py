@@ -178,15 +178,12 @@ def count_recommended(
             scores = _scores(states, _tile_rows(tiles, tile))
             if removed is not None:
                 scores = _erase(scores, removed, tiles.start[tile])
-            scores = jnp.where(jnp.isnan(scores), -jnp.inf, scores)
-            values, columns = _top_k(scores, min(max_k, tiles.size))
-            values = jnp.concatenate([best[0], values], axis=1)
-            ids = jnp.concatenate([best[1], tiles.start[tile] + columns], axis=1)
-            return _highest(values, ids, max_k), None
+            return _best_groups(best, scores, tiles.start[tile]), None
 
         shape = (histories.shape[0], max_k)
-        start = (jnp.full(shape, -jnp.inf, hidden.dtype), jnp.zeros(shape, jnp.int32))
-        best = lax.scan(step, start, jnp.arange(tiles.number))[0]
+        lowest = jnp.asarray(-jnp.inf, hidden.dtype)
+        start = _Groups(jnp.full(shape, lowest), jnp.zeros(shape, jnp.int32), jnp.full((*shape, GROUP_SIZE), lowest))
+        best = _best_of_groups(lax.scan(step, start, jnp.arange(tiles.number))[0])
         if isinstance(item_table, sharded.Sharded):  # those of the first device come first, as their ids are the lowest
             best = _highest(*(lax.all_gather(part, item_table.axis, axis=1, tiled=True) for part in best), max_k)
         return best
@@ -299,18 +296,39 @@ def _highest(values: Float[Array, "q n"], ids: Int[Array, "q n"], k: int):
     return values, jnp.take_along_axis(ids, places, axis=1)
 
 
-def _top_k(scores: Float[Array, "q n"], k: int):
-    """Like lax.top_k, in two stages: the k largest lie in the k groups of columns with the largest maxima."""
-    num_rows, num_columns = scores.shape
-    num_groups = num_columns // GROUP_SIZE
-    if num_groups <= 8 * k:  # measured: nothing is gained
-        return lax.top_k(scores, k)
-    grouped = scores.reshape(num_rows, num_groups, GROUP_SIZE)
-    groups = jnp.sort(lax.top_k(grouped.max(axis=2), k)[1], axis=1)  # ascending: ties go to the lower id
-    candidates = jnp.take_along_axis(grouped, groups[:, :, None], axis=1).reshape(num_rows, k * GROUP_SIZE)
-    values, places = lax.top_k(candidates, k)
-    columns = jnp.take_along_axis(groups, places // GROUP_SIZE, axis=1) * GROUP_SIZE + places % GROUP_SIZE
-    return values, columns
+def _without_nan(scores: Float[Array, "q n"]) -> Float[Array, "q n"]:
+    return jnp.where(jnp.isnan(scores), -jnp.inf, scores)
+
+
+class _Groups(NamedTuple):
+    """For each history the k groups of neighbouring items with the highest maxima, which hold its k best items."""
+
+    maxima: Float[Array, "q k"]
+    first_id: Int[Array, "q k"]
+    scores: Float[Array, "q k GROUP_SIZE"]
+
+
+def _best_groups(best: _Groups, scores: Float[Array, "q n"], first_id: Int[Array, ""]) -> _Groups:
+    """The best groups among those so far and those of a tile, whose ids are higher; NaN becomes -inf."""
+    number, k = best.maxima.shape
+    tile = _without_nan(scores).reshape(number, -1, GROUP_SIZE)
+    # Not jnp.max, which looks for what is not a number: on CPU it takes longer.
+    maxima = lax.reduce(tile, jnp.asarray(-jnp.inf, tile.dtype), lambda a, b: jnp.where(b > a, b, a), (2,))
+    maxima, places = lax.top_k(jnp.concatenate([best.maxima, maxima], axis=1), k)
+    is_new, old, new = places >= k, jnp.minimum(places, k - 1), jnp.maximum(places - k, 0)
+    first_id = jnp.where(is_new, first_id + new * GROUP_SIZE, jnp.take_along_axis(best.first_id, old, axis=1))
+    old, new = (jnp.take_along_axis(rows, at[:, :, None], axis=1) for rows, at in ((best.scores, old), (tile, new)))
+    return _Groups(maxima, first_id, jnp.where(is_new[:, :, None], new, old))
+
+
+def _best_of_groups(groups: _Groups) -> tuple[Float[Array, "q k"], Int[Array, "q k"]]:
+    """The k highest scores and their ids, the lower id first of equal scores."""
+    number, k = groups.maxima.shape
+    order = jnp.argsort(groups.first_id, axis=1)
+    first_id = jnp.take_along_axis(groups.first_id, order, axis=1)
+    scores = jnp.take_along_axis(groups.scores, order[:, :, None], axis=1).reshape(number, -1)
+    values, places = lax.top_k(scores, k)
+    return values, jnp.take_along_axis(first_id, places // GROUP_SIZE, axis=1) + places % GROUP_SIZE
 
 
 def _map_chunks(function, arrays, chunk_size: int):
