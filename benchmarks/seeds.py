@@ -62,7 +62,8 @@ def compiled(case: Case, prepared: data.Prepared, options):
     advance = parallel.over_devices(
         functools.partial(train.run_groups, step, case.group_size), layout, (False, True, False, False), donate=(1,))
     specs = (None, parallel.specs(state[0], parallel.SEED), parallel.specs(tables), parallel.specs(dataset))
-    program = parallel.on_one_device(advance, layout, specs, np.int32(1), state[0], tables, dataset)
+    program = parallel.on_one_device(
+        parallel.traced(advance, layout, specs, np.int32(1), state[0], tables, dataset))
     shared = parallel.bytes_per_device(layout, (tables, dataset))
     needed = (memory.peak_bytes(program, donated=True) - shared) / layout.seeds_per_device
 

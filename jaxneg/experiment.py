@@ -123,7 +123,8 @@ def rank_baselines(plan: Plan, prepared: data.Prepared) -> list[dict]:
     seen = max_history(prepared, config.eval.rolling_history) if config.eval.filter_seen else 0
     chunks = evaluate.choose_chunks(prepared.num_items, 1, 1, config.eval.memory_mb * 2**20)
     rank = jax.jit(lambda table, items, cases: rank_hidden(
-        jnp.ones((cases.history_start.shape[0], 1)), table, items, cases, ks, chunks, seen))  # fmt: skip
+        jnp.ones((cases.history_start.shape[0], 1)), table, items, cases, ks, chunks, seen),
+        compiler_options=parallel.compiler_options(jax.default_backend(), "once"))  # fmt: skip
     items = np.asarray(prepared.items) if seen else np.zeros(1, np.int32)
     rows = []
     for name, counts in counted.items():

@@ -5,6 +5,7 @@ on stderr and exit code 2. JAX is imported only when a run starts.
 """
 
 import ast
+import gc
 import os
 import pathlib
 import re
@@ -196,6 +197,8 @@ def _one_line(error: Exception) -> str:
 
 
 if __name__ == "__main__":
+    # Imports and tracing make millions of objects that stay: looking through them for garbage takes a quarter of a start.
+    gc.set_threshold(1_000_000)
     # A run that is resumed should not compile again, not even what takes less than a second; JAX reads these when it is
     # imported.
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(store.default_cache_dir() / "compiled"))

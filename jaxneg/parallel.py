@@ -11,12 +11,14 @@ import contextlib
 import math
 import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.stages import Traced
 
 from jaxneg import hosts
 from jaxneg.errors import InputError
@@ -31,7 +33,15 @@ OF_A_SEED = ("data", "model")  # the axes of the devices that share a seed
 EVALUATED = (PartitionSpec("seed", "data"), PartitionSpec("seed", "data"), PartitionSpec("seed", None, "model"))
 
 # On CPU, XLA hands small products and reductions to YNNPACK, which here takes a fifth longer than XLA's own code.
-COMPILER_OPTIONS = {"cpu": {"xla_cpu_experimental_ynn_fusion_type": ""}}
+CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": ""}
+COMPILER_OPTIONS = {
+    "cpu": {
+        "evaluate": CPU_OPTIONS,
+        # Without threads in a product, products of short sequences get kernels of their own: a tenth off such a step.
+        "train": CPU_OPTIONS | {"xla_cpu_multi_thread_eigen": False},
+        "once": CPU_OPTIONS | {"xla_backend_optimization_level": 1},  # compiled in two thirds of the time
+    }
+}
 
 
 class Layout(NamedTuple):
@@ -254,25 +264,28 @@ def fill(layout: Layout, tree: Any, like: Any = None) -> Any:
 
 
 def over_devices(
-    function: Callable, layout: Layout, in_specs: Sequence[Any], donate: Sequence[int] = (), out_specs: Any = SEED
-) -> Callable:
+    function: Callable, layout: Layout, in_specs: Sequence[Any], donate: Sequence[int] = (), out_specs: Any = SEED,
+    use: str = "train",
+) -> Callable:  # fmt: skip
     """Compiles a function of what a device holds into one of all.
 
     `in_specs`: for each argument True where it has a seed axis, False where it is the same for all seeds, or a tree of
     `specs`. Outputs have a seed axis, unless `out_specs` says more. Arguments in `donate` are given up to the outputs.
+    `use`: what the program is for, as in `compiler_options`.
     """
     # A shard of its own for each device: a loop whose length depends on a seed then asks no other device.
     sharded = jax.shard_map(function, mesh=layout.mesh, in_specs=tuple(map(_spec, in_specs)), out_specs=out_specs,
                             check_vma=False)  # fmt: skip
-    return jax.jit(sharded, donate_argnums=tuple(donate), compiler_options=_options(layout))
+    return jax.jit(sharded, donate_argnums=tuple(donate), compiler_options=_options(layout, use))
 
 
 def over_seeds(
-    function: Callable, layout: Layout, in_specs: Sequence[Any], donate: Sequence[int] = (), out_specs: Any = SEED
-) -> Callable:
+    function: Callable, layout: Layout, in_specs: Sequence[Any], donate: Sequence[int] = (), out_specs: Any = SEED,
+    use: str = "train",
+) -> Callable:  # fmt: skip
     """Like `over_devices`, from a function of one seed: an argument that is not False has a seed axis."""
     mapped = jax.vmap(function, in_axes=tuple(None if spec is False or _has_no_seed(spec) else 0 for spec in in_specs))
-    return over_devices(mapped, layout, in_specs, donate, out_specs)
+    return over_devices(mapped, layout, in_specs, donate, out_specs, use)
 
 
 def made_on_devices(function: Callable, layout: Layout) -> Callable:
@@ -286,16 +299,16 @@ def made_on_devices(function: Callable, layout: Layout) -> Callable:
             specs(tree, SEED), tree, is_leaf=_is_spec)  # fmt: skip
         return sharded
 
-    return jax.jit(lambda *args: place(jax.vmap(function)(*args)), compiler_options=_options(layout))
+    return jax.jit(lambda *args: place(jax.vmap(function)(*args)), compiler_options=_options(layout, "once"))
 
 
-def compiler_options(platform: str) -> dict:
-    """What makes jaxneg's programs faster on this platform, for `jax.jit`."""
-    return COMPILER_OPTIONS.get(platform, {})
+def compiler_options(platform: str, use: str = "train") -> dict:
+    """What makes jaxneg's programs faster on this platform, for `jax.jit`: "train", "evaluate", or run but "once"."""
+    return COMPILER_OPTIONS.get(platform, {}).get(use, {})
 
 
-def on_one_device(program: Callable, layout: Layout, in_specs: Sequence[Any], *args: Any) -> Any:
-    """The jaxpr that each device runs of a program that `over_devices` made, for arguments of these shapes.
+def traced(program: Callable, layout: Layout, in_specs: Sequence[Any], *args: Any) -> Traced:
+    """A program that `over_devices` made, traced for arguments of these shapes.
 
     A later call with such arguments, where `put` puts them, is not traced again. None among `in_specs`: as it is.
     """
@@ -306,8 +319,28 @@ def on_one_device(program: Callable, layout: Layout, in_specs: Sequence[Any], *a
             jnp.shape(x), x.dtype, sharding=NamedSharding(layout.mesh, one)), part), _spec(spec), tree,
             is_leaf=_is_spec)  # fmt: skip
 
-    shapes = [placed(tree, spec) for tree, spec in zip(args, in_specs, strict=True)]
-    return _shard(program.trace(*shapes).jaxpr.eqns)
+    return program.trace(*(placed(tree, spec) for tree, spec in zip(args, in_specs, strict=True)))
+
+
+def on_one_device(traced_program: Traced) -> Any:
+    """The jaxpr that each device runs of a program that `traced` traced."""
+    return _shard(traced_program.jaxpr.eqns)
+
+
+def compiled_ahead(program: Callable, traced_program: Traced) -> Callable:
+    """The program, which is compiled in the background from now on; its first call waits for that.
+
+    A compiler works without Python, so that what else a run has to begin with goes on meanwhile.
+    """
+    compiler = ThreadPoolExecutor(max_workers=1, thread_name_prefix="compile")
+    compiled = compiler.submit(lambda: traced_program.lower().compile())
+    compiler.shutdown(wait=False)
+
+    def call(*args):
+        compiled.result()
+        return program(*args)
+
+    return call
 
 
 def bytes_per_device(layout: Layout, tree: Any, first: PartitionSpec = SHARED) -> int:
@@ -337,8 +370,8 @@ def _placed(x: Any, sharding: NamedSharding) -> jax.Array:
     return jax.make_array_from_callback(np.shape(x), sharding, lambda at: np.asarray(x)[at])
 
 
-def _options(layout: Layout) -> dict:
-    return compiler_options(layout.mesh.devices.flat[0].platform)
+def _options(layout: Layout, use: str) -> dict:
+    return compiler_options(layout.mesh.devices.flat[0].platform, use)
 
 
 def _spec(spec: Any) -> Any:

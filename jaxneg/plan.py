@@ -102,7 +102,8 @@ def fitting_plan(config, folder: pathlib.Path, prepared: data.Prepared, seeds: r
         raise InputError(f"{told}: lower {needed.advice(len(plan.seeds))}")
     if hosts.is_first():
         print(f"jaxneg: {told}", file=sys.stderr)
-    return on_devices(plan)
+    advance = parallel.compiled_ahead(plan.programs.advance, traced_advance(plan))
+    return on_devices(plan._replace(programs=plan.programs._replace(advance=advance)))
 
 
 def fitting_seeds(plan: Plan, needed: Needed, there: int, prepared: data.Prepared) -> int:
@@ -242,7 +243,7 @@ def make_programs(
         weights=parts.item_table.weights,
         evaluate=parallel.over_seeds(
             rank, layout, (state_specs.params, parallel.specs(held.items), parallel.DATA),
-            out_specs=parallel.EVALUATED),
+            out_specs=parallel.EVALUATED, use="evaluate"),
     )
 
 
@@ -334,25 +335,31 @@ def make_buckets(config, dataset: Dataset | data.Rows, num_seeds: int, parts: in
 def needed_bytes(plan: Plan) -> Needed:
     """What the plan's programs need, from their traced forms (see `memory.peak_bytes`)."""
     layout, cases = plan.layout, plan.splits["test"].cases
-    state = state_shapes(layout, plan.programs.init)
-    specs = parallel.specs(state, parallel.SEED)
+    state, source = state_shapes(layout, plan.programs.init), source_shapes(plan)
     copies = run_data.copies_on(layout)
-    source = plan.dataset if plan.stream is None else stream.shapes(plan.stream)
-    source_specs = parallel.specs(plan.dataset) if plan.stream is None else True
     ahead = 0 if plan.stream is None else stream.AHEAD * parallel.bytes_per_device(layout, source, parallel.SEED)
-    advance = parallel.on_one_device(
-        plan.programs.advance, layout, (None, specs, parallel.specs(plan.tables), source_specs),
-        np.int32(1), state, plan.tables, source,
-    )  # fmt: skip
-    rank = parallel.on_one_device(
-        plan.programs.evaluate, layout, (specs.params, parallel.specs(plan.items), parallel.DATA),
-        jax.eval_shape(plan.programs.weights, state.params), plan.items, cases,
-    )  # fmt: skip
+    rank = parallel.on_one_device(parallel.traced(
+        plan.programs.evaluate, layout, (parallel.specs(state.params, parallel.SEED), parallel.specs(plan.items),
+        parallel.DATA), jax.eval_shape(plan.programs.weights, state.params), plan.items, cases))  # fmt: skip
+    advance = parallel.on_one_device(traced_advance(plan))
     states = parallel.bytes_per_device(layout, state, parallel.SEED)
     shared = parallel.bytes_per_device(layout, (plan.dataset or plan.items, plan.tables))
     return Needed(*(copies * number for number in (
         shared + parallel.bytes_per_device(layout, cases, parallel.DATA), states,
         memory.peak_bytes(advance, donated=True) + ahead, memory.peak_bytes(rank) + states + ahead)))  # fmt: skip
+
+
+def traced_advance(plan: Plan) -> Any:
+    """The program that trains, traced."""
+    layout, state, source = plan.layout, state_shapes(plan.layout, plan.programs.init), source_shapes(plan)
+    specs = (None, parallel.specs(state, parallel.SEED), parallel.specs(plan.tables),
+             parallel.specs(source) if plan.stream is None else True)  # fmt: skip
+    return parallel.traced(plan.programs.advance, layout, specs, np.int32(1), state, plan.tables, source)
+
+
+def source_shapes(plan: Plan) -> Any:
+    """What a step draws from, or its shapes."""
+    return plan.dataset if plan.stream is None else stream.shapes(plan.stream)
 
 
 def state_shapes(layout: parallel.Layout, make_state: Any) -> train.TrainState:

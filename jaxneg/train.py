@@ -164,7 +164,7 @@ def make_step(
     """
     padded = (Bucket(batch_size // (part.number * turns), model.max_len),)
     own_buckets = tuple(Bucket(rows // (part.number * turns), length) for rows, length in buckets)
-    losses_of = functools.partial(batch_loss, model=model, method=method, loss=loss, count_pads=count_pads)
+    loss_of = functools.partial(batch_loss, model=model, method=method, loss=loss, count_pads=count_pads)
 
     def draw(state: TrainState, feed: Dataset | stream.Block) -> tuple[StepKeys, Batch]:
         keys = pooled_keys(state.key, state.step, pool_size)
@@ -209,15 +209,14 @@ def make_step(
             # One gather for all, so that the item table's gradient is one scatter.
             ids = jnp.concatenate([ids.reshape(-1) for piece in pieces for ids in piece.looked_up])
             rows = sasrec.lookup(params["item_table"], ids)
-            of_batch = (pieces, own(number), own(selector_keys), inputs.keys.dropout, inputs.hyper)
-            found, (of_params, of_rows) = jax.value_and_grad(losses_of, argnums=(0, 1))(params, rows, *of_batch)
+            of_batch = (pieces, own(number), own(selector_keys), inputs.keys.dropout, inputs.hyper, inputs.count)
+            found, (of_params, of_rows) = jax.value_and_grad(loss_of, argnums=(0, 1))(params, rows, *of_batch)
             gradient = jax.tree.map(jnp.add, gradient, of_params)
             table = gradient["item_table"].at[ids].add(jnp.where(ids[:, None] != 0, of_rows, 0))
             return value + found, gradient | {"item_table": table}
 
         nothing = jnp.zeros(()), jax.tree.map(jnp.zeros_like, params)
-        total = add_turn(0, nothing) if turns == 1 else lax.fori_loop(0, turns, add_turn, nothing)
-        return jax.tree.map(lambda x: x / jnp.maximum(inputs.count, 1), total)
+        return add_turn(0, nothing) if turns == 1 else lax.fori_loop(0, turns, add_turn, nothing)
 
     def update(state: TrainState, borrowed: Borrowed, value: Float[Array, ""], gradient: dict) -> TrainState:
         value, gradient = part.total((value, gradient))
@@ -247,13 +246,14 @@ def batch_loss(
     selector_keys: Key[Array, "R L"],
     dropout_key: PRNGKeyArray,
     hyper: Hyper,
+    count: Int[Array, ""],
     *,
     model: sasrec.SASRec,
     method: Method,
     loss: Callable[..., Float[Array, "B L"]],
     count_pads: bool,
 ) -> Float[Array, ""]:
-    """The sum of the loss over the positions of a part of a batch, bucket by bucket, pads with `count_pads`.
+    """The sum of the loss over the positions of a part of a batch, pads with `count_pads`, over the `count` of all.
 
     All pads of a sequence have the same state, so those that a bucket leaves out count as one position with a
     weight: the result is that of the padded batch.
@@ -291,7 +291,7 @@ def batch_loss(
             nothing = jnp.zeros_like(inputs[:, :1])
             (at_pad,) = encode([nothing], [jnp.zeros(nothing.shape[:2], bool)])
             total += num_cut * jnp.sum(values(at_pad, piece, nothing, negative_rows))
-    return total
+    return total / jnp.maximum(count, 1)
 
 
 def every(number: int, first: Int[Array, ""] | int, rows: Shaped[Array, "B ..."]) -> Shaped[Array, "b ..."]:

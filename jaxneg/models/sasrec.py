@@ -27,24 +27,24 @@ SETTINGS = ("num_blocks", "num_heads", "width", "max_len", "compute")  # SASRec'
 QUERY_CHUNK = 50  # of attention on CPU
 
 
-def random_bits(key: PRNGKeyArray, index: UInt32[Array, "*shape"]) -> UInt32[Array, "*shape"]:
-    """Uniform 32-bit words by hashing each element's index with two words of the key. Meant for dropout only."""
-    return hashed(index, *jax.random.bits(key, (2,), jnp.uint32))
+def dropout_words(key: PRNGKeyArray, number: int) -> UInt32[Array, "number 2"]:
+    """The randomness of `number` dropouts: one call of threefry for all of them, as each has to be compiled."""
+    return jax.random.bits(key, (number, 2), jnp.uint32)
 
 
 def dropout(
-    key: PRNGKeyArray | None, values: Float[Array, "*shape"], rate: Rate, index: UInt32[Array, "*shape"]
+    words: UInt32[Array, "2"] | None, values: Float[Array, "*shape"], rate: Rate, index: UInt32[Array, "*shape"]
 ) -> Float[Array, "*shape"]:
     """Inverted dropout: zero with probability `rate` in [0, 1), else divided by 1 - rate.
 
     `index` numbers the elements: equal numbers, equal fate. `rate` may be traced (another one per vmapped
-    seed); rate 0 is the exact identity. Without a key nothing is traced.
+    seed); rate 0 is the exact identity. Without words nothing is traced.
     """
-    if key is None:
+    if words is None:
         return values
     rate = jnp.asarray(rate, jnp.float32)
     threshold = (rate * 2.0**32).astype(jnp.uint32)
-    keep = random_bits(key, index) >= threshold
+    keep = hashed(index, words[0], words[1]) >= threshold
     return jnp.where(keep, values * (1.0 / (1.0 - rate)).astype(values.dtype), 0)
 
 
@@ -95,7 +95,7 @@ def attend(
     is_item: Bool[Array, "B L"],
     num_heads: int,
     rate: Rate,
-    dropout_key: PRNGKeyArray | None,
+    words: UInt32[Array, "2"] | None,
     place: Places,
 ) -> Float[Array, "B L D"]:
     """Causal scaled dot-product attention: each position looks at the items up to its own.
@@ -119,7 +119,7 @@ def attend(
         allowed = jnp.repeat(allowed, num_heads, axis=0)
         weights = jax.nn.softmax(jnp.where(allowed, scores.astype(jnp.float32), MASKED_SCORE), axis=1)
         element = place.of_pairs(num_heads, start, end)
-        weights = dropout(dropout_key, weights.astype(value.dtype), rate, element.reshape(weights.shape))
+        weights = dropout(words, weights.astype(value.dtype), rate, element.reshape(weights.shape))
         attended.append(layers.product(layers.turned(weights), value[:, :end]))
     attended = jnp.concatenate(attended, axis=1).reshape(batch, num_heads, length, -1)
     return attended.swapaxes(1, 2).reshape(batch, length, width)
@@ -141,25 +141,25 @@ class Block(nn.Module):
         x: Float[Array, "P D"],
         is_item: Sequence[Bool[Array, "_ _"]],
         rate: Rate,
-        dropout_keys: tuple[PRNGKeyArray | None, PRNGKeyArray | None, PRNGKeyArray | None],
+        words: UInt32[Array, "3 2"] | tuple[None, None, None],
         place: Sequence[Places],
     ) -> Float[Array, "P D"]:
         def dense(name):
             return nn.Dense(x.shape[-1], dtype=self.compute, kernel_init=glorot_uniform(), name=name)
 
-        attention_key, inner_key, outer_key = dropout_keys
+        of_attention, of_inner, of_outer = words
         normed = LayerNorm(name="attention_norm")(x)
         shapes = [piece.shape for piece in is_item]
         projected = [unjoined(part, shapes) for part in (dense("query")(normed), dense("key")(x), dense("value")(x))]
         attended = [
-            attend(query, key, value, valid, self.num_heads, rate, attention_key, numbers)
+            attend(query, key, value, valid, self.num_heads, rate, of_attention, numbers)
             for query, key, value, valid, numbers in zip(*projected, is_item, place, strict=True)
         ]
         x = normed + joined(attended)
         normed = LayerNorm(name="ffn_norm")(x)
         element = joined([numbers.of_width(x.shape[-1]) for numbers in place])
-        inner = dropout(inner_key, nn.relu(dense("ffn_inner")(normed)), rate, element)
-        return normed + dropout(outer_key, dense("ffn_outer")(inner), rate, element)
+        inner = dropout(of_inner, nn.relu(dense("ffn_inner")(normed)), rate, element)
+        return normed + dropout(of_outer, dense("ffn_outer")(inner), rate, element)
 
 
 def joined(pieces: Sequence[Shaped[Array, "_ _ *tail"]]) -> Shaped[Array, "P *tail"]:
@@ -223,15 +223,15 @@ class SASRec(nn.Module):
         rows = jnp.arange(sum(numbers)) if rows is None else rows
         of_pieces = jnp.split(rows, np.cumsum(numbers)[:-1])
         place = [places(own, length, self.max_len) for own, (_, length) in zip(of_pieces, shapes, strict=True)]
-        keys = [None] * num_sites if dropout_key is None else list(jax.random.split(dropout_key, num_sites))
+        words = (None,) * num_sites if dropout_key is None else dropout_words(dropout_key, num_sites)
 
         valid = joined(is_item)[:, None]
         placed = [x * math.sqrt(width) + positions[None, self.max_len - x.shape[1]:] for x in embedded]
         element = joined([numbers.of_width(width) for numbers in place])
-        x = jnp.where(valid, dropout(keys[0], joined(placed), dropout_rate, element), 0)
+        x = jnp.where(valid, dropout(words[0], joined(placed), dropout_rate, element), 0)
         for i in range(self.num_blocks):
             block = Block(self.num_heads, self.compute, name=f"block_{i}")
-            x = block(x, is_item, dropout_rate, tuple(keys[1 + 3 * i:4 + 3 * i]), place)
+            x = block(x, is_item, dropout_rate, words[1 + 3 * i:4 + 3 * i], place)
             x = jnp.where(valid, x, 0)
         return unjoined(LayerNorm(name="final_norm")(x), shapes)
 

@@ -7,6 +7,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 from scipy import stats
 
+from jaxneg import hashing
 from jaxneg.errors import InputError
 from jaxneg.models import sasrec
 
@@ -198,6 +199,11 @@ def numbers(*shape):
     return jnp.arange(np.prod(shape), dtype=jnp.uint32).reshape(shape)
 
 
+def words_of(seed):
+    """The randomness of one dropout."""
+    return sasrec.dropout_words(jax.random.key(seed), 1)[0]
+
+
 def test_without_a_key_no_dropout_is_traced():
     model, params = build()
     trace = jax.make_jaxpr(sasrec.encode, static_argnums=0)
@@ -209,7 +215,7 @@ def test_without_a_key_no_dropout_is_traced():
 
 def test_rate_zero_is_the_exact_identity():
     values = jax.random.normal(jax.random.key(1), (50, 40))
-    arguments = (jax.random.key(0), values, 0.0, numbers(50, 40))
+    arguments = (words_of(0), values, 0.0, numbers(50, 40))
     np.testing.assert_array_equal(sasrec.dropout(*arguments), values)
     np.testing.assert_array_equal(jax.jit(sasrec.dropout)(*arguments), values)
     model, params = build()
@@ -220,7 +226,7 @@ def test_rate_zero_is_the_exact_identity():
 @pytest.mark.parametrize("rate", [0.01, 0.2, 0.5, 0.9])
 def test_dropout_keeps_the_stated_share_and_scales_it(rate):
     count = 200_000
-    dropped = np.asarray(sasrec.dropout(jax.random.key(7), jnp.full((count,), 3.0), rate, numbers(count)))
+    dropped = np.asarray(sasrec.dropout(words_of(7), jnp.full((count,), 3.0), rate, numbers(count)))
     kept = dropped != 0
     assert stats.binomtest(int(kept.sum()), count, 1 - rate).pvalue > 1e-4
     np.testing.assert_allclose(dropped[kept], 3.0 / (1 - rate), rtol=1e-6)
@@ -228,15 +234,20 @@ def test_dropout_keeps_the_stated_share_and_scales_it(rate):
 
 def test_dropout_gradient_passes_where_it_kept():
     values = jnp.ones((100,))
-    gradient = jax.grad(lambda v: sasrec.dropout(jax.random.key(7), v, 0.25, numbers(100)).sum())(values)
-    np.testing.assert_array_equal(gradient, sasrec.dropout(jax.random.key(7), values, 0.25, numbers(100)))
+    gradient = jax.grad(lambda v: sasrec.dropout(words_of(7), v, 0.25, numbers(100)).sum())(values)
+    np.testing.assert_array_equal(gradient, sasrec.dropout(words_of(7), values, 0.25, numbers(100)))
 
 
-def test_random_bits_are_uniform_and_unrelated():
-    """Every bit, neighbours along each axis, and the same place under keys that follow one another."""
+@pytest.mark.parametrize("of", ["keys", "dropouts"])
+def test_hashed_words_are_uniform_and_unrelated(of):
+    """Every bit, neighbours along each axis, and the same place under keys, or in dropouts of one key, side by side."""
     shape, num_keys = (64, 128), 64
-    keys = jax.random.split(jax.random.key(5), num_keys)
-    words = np.asarray(jax.vmap(lambda k: sasrec.random_bits(k, numbers(*shape)))(keys))
+    if of == "keys":
+        keys = jax.random.split(jax.random.key(5), num_keys)
+        pairs = jax.vmap(lambda key: sasrec.dropout_words(key, 1)[0])(keys)
+    else:
+        pairs = sasrec.dropout_words(jax.random.key(5), num_keys)
+    words = np.asarray(jax.vmap(lambda pair: hashing.hashed(numbers(*shape), *pair))(pairs))
     count = words.size
     for bit in range(32):
         ones = int(((words >> bit) & 1).sum())
@@ -266,13 +277,13 @@ def test_the_key_decides():
 
 
 def test_dropout_reaches_every_site(monkeypatch):
-    """Embedding, and in each block attention weights and both feed-forward layers, each with its own key."""
+    """Embedding, and in each block attention weights and both feed-forward layers, each with words of its own."""
     model, params = build(2, 3)
     seen = []
 
-    def record(key, values, rate, index):
+    def record(words, values, rate, index):
         assert index.shape == values.shape and len(np.unique(index)) == index.size
-        seen.append((tuple(np.asarray(jax.random.key_data(key))), values.shape))
+        seen.append((tuple(np.asarray(words).tolist()), values.shape))
         return values
 
     monkeypatch.setattr(sasrec, "dropout", record)
@@ -280,7 +291,7 @@ def test_dropout_reaches_every_site(monkeypatch):
     batch = len(INPUTS)
     states, weights = (batch * MAX_LEN, WIDTH), (batch * 3, MAX_LEN, MAX_LEN)
     assert [shape for _, shape in seen] == [states] + 2 * [weights, states, states]
-    assert len({key for key, _ in seen}) == len(seen)
+    assert len({words for words, _ in seen}) == len(seen)
 
 
 def test_a_piece_of_a_batch_has_the_dropout_of_the_whole():
@@ -309,12 +320,12 @@ def test_attention_in_chunks_is_that_of_the_whole(monkeypatch):
 
 def test_rates_may_differ_between_vmapped_seeds():
     rates = jnp.asarray([0.0, 0.2, 0.7])
-    keys = jax.random.split(jax.random.key(2), 3)
+    words = sasrec.dropout_words(jax.random.key(2), 3)
     values = jnp.ones((50_000,))
     place = numbers(50_000)
-    dropped = np.asarray(jax.jit(jax.vmap(sasrec.dropout, in_axes=(0, None, 0, None)))(keys, values, rates, place))
-    for key, rate, row in zip(keys, rates, dropped, strict=True):
-        np.testing.assert_array_equal(row, sasrec.dropout(key, values, rate, place))
+    dropped = np.asarray(jax.jit(jax.vmap(sasrec.dropout, in_axes=(0, None, 0, None)))(words, values, rates, place))
+    for own, rate, row in zip(words, rates, dropped, strict=True):
+        np.testing.assert_array_equal(row, sasrec.dropout(own, values, rate, place))
         assert stats.binomtest(int((row != 0).sum()), row.size, 1 - float(rate)).pvalue > 1e-4
 
 
