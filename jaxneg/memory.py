@@ -8,7 +8,8 @@ import jax.extend.core
 import numpy as np
 import psutil
 
-IN_PLACE = ("scatter", "while")  # operations whose result may take the place of an operand that is not used again
+# Operations whose result may take the place of an operand that is not used again.
+IN_PLACE = ("scatter", "while", "reshape")
 CGROUP_LIMIT = pathlib.Path("/sys/fs/cgroup/memory.max")
 
 
@@ -51,7 +52,8 @@ def _replaced(equation, dying: list) -> dict:
     """{result: the operand whose buffer it takes} of an operation, the operands being among those that die there."""
     found = {}
     for out in equation.outvars if equation.primitive.name in IN_PLACE else ():
-        free = (var for var in dying if var in equation.invars and var not in found.values() and var.aval == out.aval)
+        free = (var for var in dying if var in equation.invars and var not in found.values()
+                and (var.aval.size, var.aval.dtype) == (out.aval.size, out.aval.dtype))  # fmt: skip
         operand = next(free, None)
         if operand is not None:
             found[out] = operand
