@@ -126,7 +126,7 @@ FIELDS: dict[str, Field] = {
                        "0: those that the seeds leave over"),
     "mesh.model": Field(1, int, _at_least(1, 10**6), "devices that share a seed's batches and hold the items in parts"),
     "debug": Field(False, bool, ANY, "check every operation's result, and name the first that is not a number; slow"),
-    "num_buckets": Field(4, int, _at_least(1, 1000),
+    "num_buckets": Field(6, int, _at_least(1, 1000),
                          "pieces of a batch by length, so that few pads are computed; 1: padded"),
     "data.path": Field("", str, ANY, "the raw interaction file (plain, .gz or inside a .zip)"),
     "data.format": Field("auto", str, _one_of(*DATA_FORMATS), "the file's format; auto looks at the file"),

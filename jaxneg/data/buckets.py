@@ -7,7 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special
 
-BUCKET_COST = 0.02  # what one more bucket costs in smaller matrix products, as a share of the padded batch
+BUCKET_COST = 0.008  # what one more bucket costs in smaller matrix products, as a share of the padded batch
+LEAST_GAIN = 0.1  # share of the padded batch that a cut has to leave out: it is one more form of the step to compile
 
 
 class Bucket(NamedTuple):
@@ -29,7 +30,7 @@ def choose_buckets(
 
     How many sequences of a batch exceed a length is binomial, so each bucket is as large as makes it overflow with
     probability `overflow` at most; a batch that does overflow has to be padded to `max_len`. At most `num_buckets`,
-    each of a multiple of `parts` rows.
+    each of a multiple of `parts` rows; one bucket, the padded batch, where a cut would leave out too few pads.
     """
     lengths = np.minimum(np.asarray(lengths), max_len)
     grid = np.unique(np.append(np.arange(0, max_len, max(max_len // 48, 1))[1:], max_len)).tolist()
@@ -52,7 +53,10 @@ def choose_buckets(
                 options.append((rows * length + extra + cost, (Bucket(rows, length), *rest)))
         return min(options)
 
-    return tuple(bucket for bucket in best(len(grid) - 1, num_buckets)[1] if bucket.rows)
+    found = tuple(bucket for bucket in best(len(grid) - 1, num_buckets)[1] if bucket.rows)
+    computed = sum(rows * length for rows, length in found)
+    is_worth_it = computed <= (1 - LEAST_GAIN) * batch_size * max_len
+    return found if is_worth_it else (Bucket(batch_size, max_len),)
 
 
 def _exceeded_rarely(chance: float, number: int, share: float) -> int:

@@ -29,6 +29,11 @@ def test_buckets_save_most_of_the_pads():
     assert used < computed < 2 * used < 0.5 * 128 * 50
 
 
-@pytest.mark.parametrize("num_buckets, lengths", [(1, LENGTHS), (6, np.full(10, 50)), (6, np.full(10, 90))])
+A_TENTH_IS_SHORT = np.append(np.full(90, 50), np.full(10, 40))
+
+
+@pytest.mark.parametrize(
+    "num_buckets, lengths", [(1, LENGTHS), (6, np.full(10, 50)), (6, np.full(10, 90)), (6, A_TENTH_IS_SHORT)]
+)
 def test_one_bucket_where_more_gain_nothing(num_buckets, lengths):
     assert choose_buckets(lengths, 32, 50, num_buckets, 1e-3) == (Bucket(32, 50),)
