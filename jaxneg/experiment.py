@@ -69,7 +69,7 @@ def run(
             plan = fitting_plan(config, folder, prepared, range(*seeds[0]))
             hosts.from_first(lambda plan=plan: begin_folder(plan, prepared, record))
             trained = train_seeds(plan, record)
-            hosts.from_first(lambda plan=plan, trained=trained: write_results(plan, *trained))
+            hosts.from_first(lambda plan=plan, trained=trained: write_results(plan, prepared, *trained))
         if hosts.is_first():
             print_results(folder)
     return folder / "results.csv"
@@ -80,8 +80,6 @@ def begin_folder(plan: Plan, prepared: data.Prepared, record: dict) -> None:
     folder = plan.folder
     writer.write_json(folder / "config.json", run_folder.updated_record(folder, record))
     writer.write_arrays(folder / "items.npz", count=plan.item_counts, cohort=np.asarray(prepared.item_cohorts))
-    if not (folder / "baselines.csv").exists():
-        writer.write_csv(folder / "baselines.csv", rank_baselines(plan, prepared))
 
 
 def print_results(folder: pathlib.Path) -> None:
@@ -365,12 +363,14 @@ def computed_before(arrays, received: list) -> bool:
     return True
 
 
-def write_results(plan: Plan, progress: Progress, failed_step: np.ndarray) -> None:
+def write_results(plan: Plan, prepared: data.Prepared, progress: Progress, failed_step: np.ndarray) -> None:
     """Joins the seeds' ranks, weights and rows to those that the folder has: cases.npz, model.npz, results.csv.
 
-    In this order, and each file whole, because results.csv marks its seeds as done.
+    In this order, after the baselines' rows, and each file whole, because results.csv marks its seeds as done.
     """
     config, folder, seeds = plan.config, plan.folder, np.array(plan.seeds)
+    if not (folder / "baselines.csv").exists():
+        writer.write_csv(folder / "baselines.csv", rank_baselines(plan, prepared))
     metrics = [row for row in writer.read_rows(folder / "metrics.jsonl") if row["seed"] in plan.seeds]
     rows = [seed_row(config, [row for row in metrics if row["seed"] == seed], progress, int(failed))
             for seed, failed in zip(plan.seeds, failed_step, strict=True)]  # fmt: skip

@@ -197,7 +197,7 @@ def _one_line(error: Exception) -> str:
 
 
 if __name__ == "__main__":
-    # Imports and tracing make millions of objects that stay: looking through them for garbage takes a quarter of a start.
+    # Imports and tracing make millions of objects that stay: to look for garbage among them takes a quarter of a start.
     gc.set_threshold(1_000_000)
     # A run that is resumed should not compile again, not even what takes less than a second; JAX reads these when it is
     # imported.

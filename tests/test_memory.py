@@ -43,6 +43,18 @@ def test_loops_and_choices_count_what_is_inside():
         assert memory.peak_bytes(jax.make_jaxpr(function)(x)) == pytest.approx(4e6, rel=0.01)
 
 
+def test_a_new_shape_takes_no_memory_where_the_old_one_is_not_used_again():
+    def moved(table):
+        return table.reshape(-1).at[3].set(1.0).reshape(table.shape)
+
+    def kept(table):
+        return table.reshape(-1).at[3].set(1.0).reshape(table.shape) + table
+
+    jaxprs = [jax.make_jaxpr(function)(jnp.zeros((1000, 10))) for function in (moved, kept)]
+    assert memory.peak_bytes(jaxprs[0], donated=True) == pytest.approx(4e4, rel=0.01)
+    assert memory.peak_bytes(jaxprs[1], donated=True) >= 8e4
+
+
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
     """(a function of overrides to a resolved config, its prepared data)."""

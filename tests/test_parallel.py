@@ -27,6 +27,35 @@ def test_over_seeds_maps_what_has_a_seed_axis():
     assert function(jnp.arange(3.0), jnp.float32(2)).tolist() == [0, 2, 4]
 
 
+def test_a_program_compiled_ahead_is_not_compiled_again():
+    layout, compiled = parallel.seed_layout(1), []
+
+    def listener(event, seconds, **_):
+        if "backend_compile" in event:
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listener)
+    try:
+        values = parallel.put_per_seed(layout, np.arange(3.0, dtype=np.float32)[None])
+        program = parallel.over_seeds(lambda x: jnp.cumsum(jnp.tanh(x)), layout, (True,))
+        ahead = parallel.compiled_ahead(program, parallel.traced(program, layout, (True,), values))
+        result = ahead(values)
+        np.testing.assert_allclose(result, np.cumsum(np.tanh(np.arange(3.0)))[None], rtol=1e-6)
+        assert len(compiled) == 1
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listener)
+
+
+def test_what_goes_wrong_in_a_compiler_ahead_is_raised_by_the_call():
+    class Broken:
+        def lower(self):
+            raise MemoryError("no room to compile in")
+
+    ahead = parallel.compiled_ahead(lambda: None, Broken())
+    with pytest.raises(MemoryError, match="no room"):
+        ahead()
+
+
 FAKE_DEVICES = """
 import jax, numpy as np
 from jaxneg import parallel
