@@ -290,8 +290,8 @@ class Counted(NamedTuple):
 
     flops: int  # of matrix products
     product_bytes: int  # of their factors and results
-    item_rows: int  # bytes gathered from and scattered to arrays of V + 1 rows that a seed has of its own
-    draw_rows: int  # bytes gathered from such arrays of V or V + 1 elements that all seeds share
+    item_rows: int  # bytes gathered from and scattered to a seed's own arrays: V + 1 rows, and V + 1 slots (int32)
+    draw_rows: int  # bytes gathered from arrays that all seeds share: V of any kind, and V + 1 probabilities
 
 
 def count(jaxpr: Any, items: int) -> Counted:
@@ -307,7 +307,8 @@ def count(jaxpr: Any, items: int) -> Counted:
             found[1] += times * FLOAT * sum(array.size for array in arrays)
         elif name == "gather" or name.startswith("scatter"):
             moved = equation.outvars[0].aval if name == "gather" else equation.invars[2].aval
-            if first.shape[:2] == (1, items + 1):
+            is_own = first.shape[:1] == (items + 1,) and (first.ndim == 2 or first.dtype == jnp.int32)
+            if is_own:
                 found[2] += times * moved.size * moved.dtype.itemsize
             elif first.shape in ((items,), (items + 1,)):
                 found[3] += times * moved.size * moved.dtype.itemsize
