@@ -1,5 +1,6 @@
 """Checkpoints of a run by orbax: written in the background, whole or not at all, the last few kept, and checked."""
 
+import functools
 import logging
 import pathlib
 import shutil
@@ -10,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 
 from jaxneg.errors import InputError
 
@@ -39,17 +39,27 @@ class Checkpoints:
 
     def __init__(self, folder: pathlib.Path, least_seconds: float):
         """`least_seconds`: the least time between two saves."""
-        logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax logs all of its work, and each error many times
-        sys.unraisablehook = _hook
-        options = ocp.CheckpointManagerOptions(max_to_keep=KEEP, cleanup_tmp_directories=True)
         self.folder = folder
         self.seconds = 0.0  # spent on saves so far, in the background too
         self.count = 0
         self._least_seconds, self._pause = least_seconds, min(least_seconds, FIRST_SECONDS)
-        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
         self._finished: float | None = None  # of the last save; before the first, when training began
         self._started: float | None = None  # of the save under way
         self._saved_step: int | None = None
+
+    @functools.cached_property
+    def _orbax(self) -> Any:
+        """The library, which is imported when there is something to read or to write: it takes a fifth of a second."""
+        import orbax.checkpoint
+
+        logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax logs all of its work, and each error many times
+        sys.unraisablehook = _hook
+        return orbax.checkpoint
+
+    @functools.cached_property
+    def _manager(self) -> Any:
+        options = self._orbax.CheckpointManagerOptions(max_to_keep=KEEP, cleanup_tmp_directories=True)
+        return self._orbax.CheckpointManager(self.folder.absolute(), options=options)
 
     def due(self) -> bool:
         """Whether it is time to save: none is under way, and the last one (or the first call) is long enough ago."""
@@ -65,10 +75,10 @@ class Checkpoints:
         if step == self._saved_step:
             return
         self._wait()
-        stored = jax.tree.map(_stored, tree)
+        stored, kinds = jax.tree.map(_stored, tree), self._orbax.args
         self._started, self._saved_step = time.perf_counter(), step
-        self._call(lambda: self._manager.save(step, args=ocp.args.Composite(
-            state=ocp.args.StandardSave(stored), about=ocp.args.JsonSave(about | {
+        self._call(lambda: self._manager.save(step, args=kinds.Composite(
+            state=kinds.StandardSave(stored), about=kinds.JsonSave(about | {
                 "checksum": checksum(stored), "shapes": [np.shape(leaf) for leaf in jax.tree.leaves(stored)]}))
         ))  # fmt: skip
 
@@ -78,6 +88,8 @@ class Checkpoints:
         None where there is no checkpoint. A damaged one is told of on stderr and deleted, and the one before it used.
         Raises InputError if all are damaged.
         """
+        if jax.process_count() == 1 and not self.folder.is_dir():
+            return None
         steps = sorted(self._manager.all_steps(), reverse=True)
         for step in steps:
             try:
@@ -94,14 +106,16 @@ class Checkpoints:
     def close(self) -> None:
         """Waits until the last save is on disk."""
         self._wait()
-        self._manager.close()
+        if "_manager" in vars(self):
+            self._manager.close()
 
     def _read(self, step: int, like: Any) -> tuple[Any, dict]:
-        about = dict(self._manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore())).about)
+        kinds = self._orbax.args
+        about = dict(self._manager.restore(step, args=kinds.Composite(about=kinds.JsonRestore())).about)
         wanted, structure = jax.tree.flatten(like)
         found = [np.broadcast_to(np.zeros((), _stored_type(leaf)), shape)
                  for leaf, shape in zip(wanted, about.pop("shapes"), strict=True)]  # fmt: skip
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(structure.unflatten(found)))
+        args = kinds.Composite(state=kinds.StandardRestore(structure.unflatten(found)))
         state = self._manager.restore(step, args=args).state
         if checksum(state) != about.pop("checksum"):
             raise ValueError("its arrays are not those that were saved")
@@ -131,7 +145,7 @@ class Checkpoints:
             self._started = None
             for unfinished in self.folder.glob("*.orbax-checkpoint-tmp"):
                 shutil.rmtree(unfinished, ignore_errors=True)
-            steps = self._manager.all_steps(read=True)
+            steps = self._manager.all_steps(read=True) if "_manager" in vars(self) else []
             left = f"the last good one is of step {max(steps):,}" if steps else "there is none yet"
             reason = " ".join(str(error).split())[-160:]
             raise InputError(f"{self.folder}: a checkpoint cannot be written ({reason}); {left}") from error
