@@ -94,9 +94,9 @@ def main():
             steps = STUDY_SEEDS * STUDY_EPOCHS * plan.count_steps(config, prepared.num_users)
             for seeds, times in spent.items():
                 each = statistics.median(times) / seeds
-                hours = steps * each / 3600
+                hours, share = steps * each / 3600, products(config, prepared.num_items) / each / rate
                 print(f"| {name} | {method} | {seeds} | {1e3 * each * seeds:.1f} | {1e3 * each:.2f} "
-                      f"| {products(config, prepared.num_items) / each / rate:.0%} | {hours:,.2f} |", flush=True)  # fmt: skip
+                      f"| {share:.0%} | {hours:,.2f} |", flush=True)  # fmt: skip
             whole += hours
     print(f"\nall of them, at {options.seeds[-1]} seeds in one program: {whole:,.1f} hours of training")
 

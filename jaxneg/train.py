@@ -218,24 +218,42 @@ def make_step(
         nothing = jnp.zeros(()), jax.tree.map(jnp.zeros_like, params)
         return add_turn(0, nothing) if turns == 1 else lax.fori_loop(0, turns, add_turn, nothing)
 
-    def update(state: TrainState, borrowed: Borrowed, value: Float[Array, ""], gradient: dict) -> TrainState:
-        value, gradient = part.total((value, gradient))
-        finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves((value, gradient))]))
-        failed_step = jnp.where((state.failed_step == NOT_FAILED) & ~finite, state.step, state.failed_step)
-        alive = failed_step == NOT_FAILED
-        # A seed that failed keeps its last finite weights for ever: no gradient, and no step along the old ones.
-        gradient = jax.tree.map(lambda g: jnp.where(alive, g, 0), gradient)
-        updates, opt_state = optimizer.update(gradient, borrowed.opt_state, borrowed.params)
-        rate = jnp.where(alive, state.hyper.learning_rate * jnp.exp2(-state.step / half_life), 0)
-        params = optax.apply_updates(borrowed.params, jax.tree.map(lambda change: -rate * change, updates))
-        moved = borrowed._replace(params=params, opt_state=opt_state)
-        params, opt_state = item_table.give_back(state.params, state.opt_state, moved)
-        loss_sum = state.loss_sum + jnp.where(alive, value, 0)
-        return TrainState(params, opt_state, state.hyper, state.key, state.step + 1, loss_sum, failed_step)
-
+    update = functools.partial(
+        update_state, optimizer=optimizer, item_table=item_table, total=part.total, half_life=half_life
+    )
     step = Step(draw, borrow, functools.partial(gradient_of, padded), update, feed_axis=0 if streamed else None)
     in_buckets = functools.partial(gradient_of, own_buckets)
     return step._replace(in_buckets=in_buckets, fits=fits) if len(buckets) > 1 else step
+
+
+def update_state(
+    state: TrainState,
+    borrowed: Borrowed,
+    value: Float[Array, ""],
+    gradient: dict,
+    *,
+    optimizer: optax.GradientTransformation,
+    item_table: ItemTable,
+    total: Callable,
+    half_life: float,
+) -> TrainState:
+    """The state after one step along a gradient, of which each device has its part; `total` sums the parts.
+
+    A seed whose loss or gradient is not finite keeps its weights from then on.
+    """
+    value, gradient = total((value, gradient))
+    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves((value, gradient))]))
+    failed_step = jnp.where((state.failed_step == NOT_FAILED) & ~finite, state.step, state.failed_step)
+    alive = failed_step == NOT_FAILED
+    # A seed that failed keeps its last finite weights for ever: no gradient, and no step along the old ones.
+    gradient = jax.tree.map(lambda g: jnp.where(alive, g, 0), gradient)
+    updates, opt_state = optimizer.update(gradient, borrowed.opt_state, borrowed.params)
+    rate = jnp.where(alive, state.hyper.learning_rate * jnp.exp2(-state.step / half_life), 0)
+    params = optax.apply_updates(borrowed.params, jax.tree.map(lambda change: -rate * change, updates))
+    moved = borrowed._replace(params=params, opt_state=opt_state)
+    params, opt_state = item_table.give_back(state.params, state.opt_state, moved)
+    loss_sum = state.loss_sum + jnp.where(alive, value, 0)
+    return TrainState(params, opt_state, state.hyper, state.key, state.step + 1, loss_sum, failed_step)
 
 
 def batch_loss(
