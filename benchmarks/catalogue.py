@@ -16,9 +16,15 @@ import time
 import jax
 import numpy as np
 
-from jaxneg import losses, memory, optimizer, parallel, samplers, train
+from jaxneg import losses, samplers
 from jaxneg.data import dataset as data
+from jaxneg.devices import memory
+from jaxneg.devices import mesh as mesh_lib
 from jaxneg.models import sasrec
+from jaxneg.optim import adam as adam_lib
+from jaxneg.optim import row_tables
+from jaxneg.training import loop as training_loop
+from jaxneg.training import step as training
 from jaxneg.types import Dataset
 
 USERS, LONGEST = 10_000, 100
@@ -42,21 +48,21 @@ def zipf_dataset(num_items: int) -> Dataset:
 def compiled(form: str, num_items: int, dataset: Dataset, options):
     """A call that makes --steps training steps, in place, and waits for them."""
     method = samplers.make("uniform", num_items, samplers.Settings(num_uniform=options.samples))
-    model, adam = sasrec.SASRec(2, 1, 50, options.length), optimizer.adam()
-    item_table = optimizer.ITEM_TABLES[form]
-    step = train.make_step(
+    model, adam = sasrec.SASRec(2, 1, 50, options.length), adam_lib.adam()
+    item_table = row_tables.ITEM_TABLES[form]
+    step = training.make_step(
         model=model, method=method, loss=losses.make("bce", num_items), optimizer=adam, item_table=item_table,
         batch_size=options.batch, num_items=num_items, history_size=data.longest_history(dataset),
     )  # fmt: skip
-    layout = parallel.seed_layout(options.seeds)
+    layout = mesh_lib.seed_layout(options.seeds)
     init = functools.partial(
-        train.init_state, model=model, num_items=num_items, optimizer=adam, item_table=item_table
+        training.init_state, model=model, num_items=num_items, optimizer=adam, item_table=item_table
     )
-    hyper = parallel.repeat(layout, train.Hyper(np.float32(1e-3), np.float32(0.2), np.float32(1.0)))
-    state = [parallel.over_seeds(init, layout, (True, True))(parallel.seed_keys(layout, 0), hyper)]
-    dataset = parallel.put_shared(layout, dataset)
-    advance = parallel.over_devices(
-        functools.partial(train.run_steps, step), layout, (False, True, False, False), donate=(1,)
+    hyper = mesh_lib.repeat(layout, training.Hyper(np.float32(1e-3), np.float32(0.2), np.float32(1.0)))
+    state = [mesh_lib.over_seeds(init, layout, (True, True))(mesh_lib.seed_keys(layout, 0), hyper)]
+    dataset = mesh_lib.put_shared(layout, dataset)
+    advance = mesh_lib.over_devices(
+        functools.partial(training_loop.run_steps, step), layout, (False, True, False, False), donate=(1,)
     )
 
     def run():
@@ -79,7 +85,7 @@ def main():
     for name, value in defaults.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--items", type=int, nargs="+", default=[10**4, 10**5, 10**6, 10**7])
-    parser.add_argument("--forms", nargs="+", choices=list(optimizer.ITEM_TABLES), default=list(optimizer.ITEM_TABLES))
+    parser.add_argument("--forms", nargs="+", choices=list(row_tables.ITEM_TABLES), default=list(row_tables.ITEM_TABLES))
     options = parser.parse_args()
     print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, {vars(options)}", flush=True)
     runs = {}

@@ -13,9 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxneg import config as config_lib
-from jaxneg import experiment, main, results, samplers
+from jaxneg import main, samplers
 from jaxneg.data import dataset as data
+from jaxneg.evaluation import rows as results
+from jaxneg.run import config as config_lib
+from jaxneg.run import experiment
 
 METHODS = ("uniform", "popularity", "inverse_popularity", "popularity_cohort", "in_batch", "mixed")
 

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxneg import evaluate
+from jaxneg.evaluation import ranks as ranking
 from jaxneg.types import EvalCases
 
 CHUNK = 128  # cases
@@ -51,13 +51,13 @@ def main():
     index = jnp.arange(num_cases, dtype=jnp.int32)
     targets = jnp.asarray(rng.integers(1, num_items + 1, num_cases), jnp.int32)
     cases = EvalCases(index, index, index, targets, index)
-    chunks = evaluate.choose_chunks(num_items, options.width)
+    chunks = ranking.choose_chunks(num_items, options.width)
     rivals = {
         "sort": partial(sorted_ranks, chunk=num_sorted),
         "scores only": partial(only_scores, chunk=CHUNK),
-        "rank_cases": partial(evaluate.rank_cases, chunks=chunks),
-        "count_recommended @10": lambda h, t, c: evaluate.count_recommended(h, t, (10,), chunks=chunks),
-        "count_recommended @50": lambda h, t, c: evaluate.count_recommended(h, t, (50,), chunks=chunks),
+        "rank_cases": partial(ranking.rank_cases, chunks=chunks),
+        "count_recommended @10": lambda h, t, c: ranking.count_recommended(h, t, (10,), chunks=chunks),
+        "count_recommended @50": lambda h, t, c: ranking.count_recommended(h, t, (50,), chunks=chunks),
     }
     rivals = {name: jax.jit(function) for name, function in rivals.items()}
     for function in rivals.values():

@@ -19,7 +19,7 @@ import sys
 import jax
 import numpy as np
 
-from jaxneg import evaluate
+from jaxneg.evaluation import ranks as ranking
 from jaxneg.types import EvalCases
 
 CONSTANT_MB = 192  # what the process may take beyond the bound, two thirds of it the compiler
@@ -40,7 +40,7 @@ def measure(num_items: int, num_histories: int, width: int, bound_mb: int) -> di
     targets = rng.integers(1, num_items + 1, 2 * num_histories).astype(np.int32)
     bounds = np.zeros(num_histories, np.int32)
     cases = jax.device_put(EvalCases(bounds, bounds, index, targets, index))
-    chunks = evaluate.choose_chunks(num_items, width, 1, bound_mb * 2**20)
+    chunks = ranking.choose_chunks(num_items, width, 1, bound_mb * 2**20)
     jax.block_until_ready((table, hidden, cases))
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)  # what is free goes back to the system ...
@@ -49,8 +49,8 @@ def measure(num_items: int, num_histories: int, width: int, bound_mb: int) -> di
 
     @functools.partial(jax.jit, static_argnums=2)
     def rank(hidden, table, ks, cases):
-        ranks = evaluate.rank_cases(hidden, table, cases, chunks=chunks)
-        return ranks, evaluate.count_recommended(hidden, table, ks, chunks=chunks)
+        ranks = ranking.rank_cases(hidden, table, cases, chunks=chunks)
+        return ranks, ranking.count_recommended(hidden, table, ks, chunks=chunks)
 
     (num_above, _), exposure = jax.device_get(rank(hidden, table, (10, 50), cases))
     peak = memory_mb("VmHWM")

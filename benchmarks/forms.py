@@ -21,9 +21,12 @@ import pandas as pd
 from absl import app, flags
 from ml_collections import config_flags
 
-from jaxneg import config as config_lib
-from jaxneg import experiment, memory, parallel, plan
 from jaxneg.data import dataset as data
+from jaxneg.devices import memory
+from jaxneg.devices import mesh as mesh_lib
+from jaxneg.run import config as config_lib
+from jaxneg.run import experiment
+from jaxneg.run import programs as plan_lib
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "the run")
 FIELD = flags.DEFINE_string("field", None, "the setting, as in model.compute")
@@ -34,15 +37,15 @@ METRICS = ("hr@10", "ndcg@10")
 
 def table_bytes(config, prepared: data.Prepared) -> int:
     """Of one seed's item table with its moments."""
-    made = plan.make_plan(config, pathlib.Path(), prepared, range(1))
-    keys = parallel.seed_keys(made.layout, 0)
-    state = jax.eval_shape(made.programs.init, keys, parallel.repeat(made.layout, made.hyper))
+    made = plan_lib.make_plan(config, pathlib.Path(), prepared, range(1))
+    keys = mesh_lib.seed_keys(made.layout, 0)
+    state = jax.eval_shape(made.programs.init, keys, mesh_lib.repeat(made.layout, made.hyper))
     kept = jax.tree.leaves((state.params["item_table"], state.opt_state))
     return memory.tree_bytes([leaf for leaf in kept if prepared.num_items + 1 in leaf.shape])
 
 
 def main(_):
-    parallel.use_cores(CONFIG.value.num_seeds)
+    mesh_lib.use_cores(CONFIG.value.num_seeds)
     found, sizes, seconds = {}, {}, {}
     with tempfile.TemporaryDirectory() as folder:
         for value in VALUES.value:

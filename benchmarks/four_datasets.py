@@ -19,9 +19,13 @@ from typing import Any, NamedTuple
 import pandas as pd
 from matplotlib.figure import Figure
 
-from jaxneg import config as config_lib
-from jaxneg import experiment, main, parallel, results, tune, tuned, writer
+from jaxneg import files as files_lib
+from jaxneg import main
+from jaxneg.devices import mesh as mesh_lib
 from jaxneg.errors import InputError
+from jaxneg.evaluation import rows as results
+from jaxneg.run import config as config_lib
+from jaxneg.run import experiment, tune, tuned
 
 SETTINGS = {"ml100k": tuned.ML10M, "ml1m": tuned.ML10M, "beauty5core": tuned.BEAUTY,
             "online_retail": tuned.RETAILROCKET}  # fmt: skip
@@ -102,7 +106,7 @@ def draw(found: pd.DataFrame, path: pathlib.Path) -> None:
         axes.margins(x=0.15)  # room for the names
         axes.grid(alpha=0.3)
     figure.suptitle("Mean and standard deviation over seeds; up and to the right is better; squares: jaxneg's recipes")
-    with writer.whole(path) as temporary:
+    with files_lib.whole(path) as temporary:
         figure.savefig(temporary, dpi=130, format="png")
 
 
@@ -123,7 +127,7 @@ def compare(options) -> None:
     files = {name: getattr(options, name) for name in SETTINGS if getattr(options, name)}
     if not files:
         raise InputError(f"no data: give a file for one of --{', --'.join(SETTINGS)}")
-    parallel.use_cores(options.seeds)
+    mesh_lib.use_cores(options.seeds)
     out = pathlib.Path(options.out)
     known = pd.read_csv(out / "methods.csv").to_dict("records") if (out / "methods.csv").exists() else []
     rows = {(row["dataset"], row["name"]): row for row in known}
@@ -131,8 +135,8 @@ def compare(options) -> None:
         if (dataset, name) not in rows:
             rows[dataset, name] = summary(run(dataset, files[dataset], name, options)).to_dict("records")[0]
         found = pd.DataFrame([rows[each] for each in itertools.product(SETTINGS, RECIPES) if each in rows])
-        writer.write_csv(out / "methods.csv", found.to_dict("records"))
-        with writer.whole(out / "methods.md") as temporary:
+        files_lib.write_csv(out / "methods.csv", found.to_dict("records"))
+        with files_lib.whole(out / "methods.md") as temporary:
             temporary.write_text(markdown(found))
         draw(found, out / "methods.png")
     print(markdown(found))

@@ -17,8 +17,11 @@ from typing import NamedTuple
 import pandas as pd
 from matplotlib.figure import Figure
 
-from jaxneg import experiment, main, parallel, results, writer
+from jaxneg import files, main
+from jaxneg.devices import mesh as mesh_lib
 from jaxneg.errors import InputError
+from jaxneg.evaluation import rows as results
+from jaxneg.run import experiment
 
 KS = (5, 10, 20, 50)
 COLUMNS = ["method", "seed", "status", "best_epoch", *(f"ndcg@{k}" for k in KS), *(f"hr@{k}" for k in KS), "balance"]
@@ -80,7 +83,7 @@ def draw(table: pd.DataFrame, chosen: list[Sweep], path: pathlib.Path) -> None:
             if not sweep.rising:
                 axes.invert_xaxis()
     figure.suptitle("Mean and standard deviation over seeds; harder negatives to the right; red: the highest mean")
-    with writer.whole(path) as temporary:
+    with files.whole(path) as temporary:
         figure.savefig(temporary, dpi=130)
 
 
@@ -111,7 +114,7 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
 
 def study(options) -> None:
     """Runs all settings, and writes the table and the picture anew after each, so that a long study can be watched."""
-    parallel.use_cores(options.seeds)
+    mesh_lib.use_cores(options.seeds)
     chosen = [sweep for sweep in sweeps(options) if sweep.settings]
     path = pathlib.Path(options.out) / "hardness.csv"
     known = dict(tuple(pd.read_csv(path).groupby(["sweep", "value"]))) if path.exists() else {}
@@ -120,7 +123,7 @@ def study(options) -> None:
         if (sweep.name, value) not in known:
             known[sweep.name, value] = run(sweep, value, options)
         table = pd.concat([known[one.name, each] for one, each in settings if (one.name, each) in known])
-        writer.write_csv(path, table.to_dict("records"))
+        files.write_csv(path, table.to_dict("records"))
         sound = table[table["status"] == "ok"]
         draw(sound, [one for one in chosen if one.name in set(sound["sweep"])], path.with_suffix(".png"))
     print(best(sound))

@@ -16,8 +16,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from jaxneg import analysis, experiment, main, parallel, runs, statistics, writer
+from jaxneg import files, main
+from jaxneg.devices import mesh as mesh_lib
 from jaxneg.errors import InputError
+from jaxneg.report import analysis, statistics
+from jaxneg.report import read as runs
+from jaxneg.run import experiment
 
 
 class Rung(NamedTuple):
@@ -144,7 +148,7 @@ def draw(steps: list[Step], path: pathlib.Path) -> None:
     axes.set_xlim(right=1.45 * axes.dataLim.x1)
     axes.set_xlabel("NDCG@10; dots: seeds")
     axes.grid(axis="x", alpha=0.3)
-    with writer.whole(path) as temporary:
+    with files.whole(path) as temporary:
         figure.savefig(temporary, dpi=130, format="png")
 
 
@@ -170,7 +174,7 @@ def climb(options) -> None:
     chosen = names if options.rungs is None else options.rungs
     if unknown := set(chosen) - set(names):
         raise InputError(f"--rungs: {sorted(unknown)[0]} is not one of {', '.join(names)}")
-    parallel.use_cores(options.seeds)
+    mesh_lib.use_cores(options.seeds)
     lines, steps = {}, []
     for rung in ladder:
         if rung.name not in chosen:
@@ -179,8 +183,8 @@ def climb(options) -> None:
             raise InputError(f"--rungs: {rung.name} stands on {rung.below}, which is left out")
         lines[rung.name] = analysis.line(run(rung, ladder, options))
         steps.append(compared(rung, lines[rung.name], lines.get(rung.below)))
-        writer.write_csv(out / "ladder.csv", [row(step) for step in steps])
-        with writer.whole(out / "ladder.md") as temporary:
+        files.write_csv(out / "ladder.csv", [row(step) for step in steps])
+        with files.whole(out / "ladder.md") as temporary:
             temporary.write_text(table(steps))
         draw(steps, out / "ladder.png")
     print(table(steps))

@@ -28,9 +28,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from jaxneg import config as config_lib
-from jaxneg import experiment, memory, metrics, parallel, plan
 from jaxneg.data import dataset as data
+from jaxneg.devices import memory
+from jaxneg.devices import mesh as mesh_lib
+from jaxneg.evaluation import metrics
+from jaxneg.run import capacity, experiment
+from jaxneg.run import config as config_lib
+from jaxneg.run import programs as plan_lib
 
 STAGES = ("generate", "prepare", "train", "evaluate")
 ROWS_PER_USER = (10, 90)
@@ -78,21 +82,21 @@ def config_of(given, path: pathlib.Path):
     return config_lib.resolve(config_lib.use_method(config_lib.base(), "uniform", settings))
 
 
-def planned(config) -> plan.Plan:
+def planned(config) -> plan_lib.Plan:
     """The plan of one seed, its data where it is to be; says what it needs."""
     prepared = data.load(experiment.prepare_data(config))
-    config = plan.with_item_table(config, prepared.num_items)
-    return plan.fitting_plan(config, pathlib.Path(tempfile.gettempdir()), prepared, range(1))
+    config = plan_lib.with_item_table(config, prepared.num_items)
+    return capacity.fitting_plan(config, pathlib.Path(tempfile.gettempdir()), prepared, range(1))
 
 
 class Run:
     """A run in the middle of training."""
 
-    def __init__(self, made: plan.Plan):
-        keys = parallel.seed_keys(made.layout, 0)
+    def __init__(self, made: plan_lib.Plan):
+        keys = mesh_lib.seed_keys(made.layout, 0)
         self.plan, self.step, self.held = made, 0, 0
-        self.state = made.programs.init(keys, parallel.repeat(made.layout, made.hyper))
-        self.feeds = plan.drawn_from(made, self.state, 0)
+        self.state = made.programs.init(keys, mesh_lib.repeat(made.layout, made.hyper))
+        self.feeds = plan_lib.drawn_from(made, self.state, 0)
 
     def advance(self, steps: int) -> float:
         """Makes so many steps; returns the seconds that it took."""
@@ -119,7 +123,7 @@ def train(given, folder: pathlib.Path) -> dict:
         rest = runs[0].advance(max(0, given.steps - runs[0].step))
     state = runs[0].state
     loss = float(np.asarray(state.loss_sum)[0]) / runs[0].step
-    weights = parallel.take(large.layout, large.programs.weights(state.params))
+    weights = mesh_lib.take(large.layout, large.programs.weights(state.params))
     for name, array in flatten_dict(weights, sep=".").items():
         np.save(folder / f"weights.{name}.npy", np.asarray(array))
     of_large, of_small = np.median(turns, axis=0) / TURN_STEPS
@@ -139,7 +143,7 @@ def evaluate(given, folder: pathlib.Path) -> dict:
     made = planned(config_of(given, folder / "large" / "rows.parquet"))
     paths = folder.glob("weights.*.npy")
     weights = {path.name.removeprefix("weights.").removesuffix(".npy"): np.load(path, mmap_mode="r") for path in paths}
-    params = parallel.fill(made.layout, unflatten_dict(weights, sep="."))
+    params = mesh_lib.fill(made.layout, unflatten_dict(weights, sep="."))
     start = time.perf_counter()
     test = made.splits["test"]
     ranked = made.programs.evaluate(params, made.items, test.cases)

@@ -16,10 +16,14 @@ import time
 import jax
 import numpy as np
 
-from jaxneg import losses, optimizer, parallel, samplers, train
+from jaxneg import losses, samplers
 from jaxneg.data import dataset as data
 from jaxneg.data import prepare, synthetic
+from jaxneg.devices import mesh as mesh_lib
 from jaxneg.models import sasrec
+from jaxneg.optim import adam as adam_lib
+from jaxneg.training import loop as training_loop
+from jaxneg.training import step as training
 
 USERS, ROWS_PER_USER = 1000, 60
 
@@ -47,19 +51,19 @@ def cases(num_samples: int) -> dict[tuple[str, str], samplers.Settings]:
 def compiled(method: str, loss: str, settings: samplers.Settings, prepared: data.Prepared, options):
     """A call that makes --steps training steps and waits for them."""
     chosen = samplers.make(method.split(",")[0], prepared.num_items, settings)
-    model, adam = sasrec.SASRec(2, 1, options.width, options.length), optimizer.adam()
+    model, adam = sasrec.SASRec(2, 1, options.width, options.length), adam_lib.adam()
     dataset = data.training_set(prepared)
-    step = train.make_step(
+    step = training.make_step(
         model=model, method=chosen, loss=losses.make(loss, prepared.num_items), optimizer=adam,
         batch_size=options.batch, num_items=prepared.num_items, history_size=data.longest_history(dataset),
     )  # fmt: skip
-    init = functools.partial(train.init_state, model=model, num_items=prepared.num_items, optimizer=adam)
-    hyper = train.Hyper(*(np.full(1, value, np.float32) for value in (1e-3, 0.2, 1.0)))
+    init = functools.partial(training.init_state, model=model, num_items=prepared.num_items, optimizer=adam)
+    hyper = training.Hyper(*(np.full(1, value, np.float32) for value in (1e-3, 0.2, 1.0)))
     states = jax.vmap(init)(jax.random.split(jax.random.key(0), 1), hyper)
     counts = data.target_counts(dataset, options.length, prepared.num_items)
     shared = jax.device_put((chosen.proposal.init(np.asarray(prepared.item_counts), counts), dataset))
-    compiler_options = parallel.compiler_options(jax.default_backend())
-    advance = jax.jit(functools.partial(train.run_steps, step), compiler_options=compiler_options)
+    compiler_options = mesh_lib.compiler_options(jax.default_backend())
+    advance = jax.jit(functools.partial(training_loop.run_steps, step), compiler_options=compiler_options)
 
     def run():
         jax.block_until_ready(advance(np.int32(options.steps), states, *shared))

@@ -20,10 +20,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxneg import losses, optimizer, parallel, samplers, train
+from jaxneg import losses, samplers
 from jaxneg.data import dataset as data
 from jaxneg.data import prepare, synthetic
+from jaxneg.devices import mesh as mesh_lib
 from jaxneg.models import sasrec
+from jaxneg.optim import adam as adam_lib
+from jaxneg.training import loop as training_loop
+from jaxneg.training import step as training
 from jaxneg.types import Negatives
 
 USERS, ROWS_PER_USER = 1000, 60
@@ -87,16 +91,16 @@ def draw_once(method: samplers.Method, tables, dataset, world: World):
 
 def compiled(method: samplers.Method, tables, dataset, world: World) -> Callable[[], float]:
     """A call that makes `num_steps` training steps, and returns the seconds that one took."""
-    adam, num_items = optimizer.adam(), world.prepared.num_items
-    step = train.make_step(
+    adam, num_items = adam_lib.adam(), world.prepared.num_items
+    step = training.make_step(
         model=world.model, method=method, loss=losses.make("bce", num_items), optimizer=adam,
         batch_size=world.batch_size, num_items=num_items, history_size=data.longest_history(dataset),
     )  # fmt: skip
-    init = functools.partial(train.init_state, model=world.model, num_items=num_items, optimizer=adam)
-    hyper = train.Hyper(*(np.full(1, value, np.float32) for value in (1e-3, 0.2, 1.0)))
+    init = functools.partial(training.init_state, model=world.model, num_items=num_items, optimizer=adam)
+    hyper = training.Hyper(*(np.full(1, value, np.float32) for value in (1e-3, 0.2, 1.0)))
     states = jax.vmap(init)(jax.random.split(jax.random.key(0), 1), hyper)
-    options = parallel.compiler_options(jax.default_backend())
-    advance = jax.jit(functools.partial(train.run_steps, step), compiler_options=options)
+    options = mesh_lib.compiler_options(jax.default_backend())
+    advance = jax.jit(functools.partial(training_loop.run_steps, step), compiler_options=options)
 
     def run() -> float:
         start = time.perf_counter()

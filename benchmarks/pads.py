@@ -17,9 +17,11 @@ import numpy as np
 from absl import app, flags
 from ml_collections import config_flags
 
-from jaxneg import config as config_lib
-from jaxneg import experiment, parallel, plan
 from jaxneg.data import dataset as data
+from jaxneg.devices import mesh as mesh_lib
+from jaxneg.run import config as config_lib
+from jaxneg.run import experiment
+from jaxneg.run import programs as plan_lib
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "the run to time")
 STEPS = flags.DEFINE_integer("steps", 8, "steps of one turn", lower_bound=1)
@@ -28,9 +30,9 @@ REPEATS = flags.DEFINE_integer("repeats", 7, "turns of each", lower_bound=1)
 
 def compiled(config, prepared: data.Prepared, folder: pathlib.Path):
     """(the plan, a call that makes --steps steps and waits for them, the states it moves)."""
-    made = plan.on_devices(plan.make_plan(config, folder, prepared, range(config.num_seeds)))
-    keys = parallel.seed_keys(made.layout, config.seed)
-    states = [made.programs.init(keys, parallel.repeat(made.layout, made.hyper))]
+    made = plan_lib.on_devices(plan_lib.make_plan(config, folder, prepared, range(config.num_seeds)))
+    keys = mesh_lib.seed_keys(made.layout, config.seed)
+    states = [made.programs.init(keys, mesh_lib.repeat(made.layout, made.hyper))]
 
     def run():
         states[0] = made.programs.advance(np.int32(STEPS.value), states[0], made.tables, made.dataset)
@@ -61,7 +63,7 @@ def main(_):
     print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, {config.dataset}: {prepared.num_users:,} users, "
           f"batches of {config.batch_size} x {config.model.max_len}, {lengths.mean() / config.model.max_len:.0%} of "
           f"which are items; mean losses {losses[0]:.4f} and {losses[1]:.4f}")  # fmt: skip
-    buckets = plan.make_buckets(config, data.training_set(prepared), config.num_seeds)
+    buckets = plan_lib.make_buckets(config, data.training_set(prepared), config.num_seeds)
     print("pieces (rows x length): " + ", ".join(f"{rows} x {length}" for rows, length in buckets))
     print("| batches | positions computed | sequences/s | x padded | sequences per CPU second | x padded |")
     print("|---|---|---|---|---|---|")

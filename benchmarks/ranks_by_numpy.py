@@ -15,8 +15,9 @@ import numpy as np
 import pandas as pd
 from flax import traverse_util
 
-from jaxneg import experiment, main
+from jaxneg import main
 from jaxneg.models import sasrec
+from jaxneg.run import experiment
 
 SEED, CHUNK, LEAST_ROWS = 0, 256, 5
 

@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxneg import parallel, samplers
+from jaxneg import samplers
+from jaxneg.devices import mesh as mesh_lib
 from jaxneg.samplers import alias
 from jaxneg.types import Batch, Candidates
 
@@ -53,7 +54,7 @@ def randint(num_items: int, num_samples: int) -> samplers.Proposal:
 def compiled(proposal: samplers.Proposal, tables, batch: Batch):
     """(a call that draws DRAWS times, negatives per draw)."""
 
-    @functools.partial(jax.jit, compiler_options=parallel.compiler_options(jax.default_backend()))
+    @functools.partial(jax.jit, compiler_options=mesh_lib.compiler_options(jax.default_backend()))
     def run(key, tables, batch):
         def draw(total, key):
             candidates = proposal.sample(key, tables, batch)

@@ -21,8 +21,15 @@ import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 
-from jaxneg import evaluate, losses, memory, optimizer, parallel, samplers, train
+from jaxneg import losses, samplers
+from jaxneg.devices import memory as memory_lib
+from jaxneg.devices import mesh as mesh_lib
+from jaxneg.evaluation import ranks as ranking_lib
 from jaxneg.models import sasrec
+from jaxneg.optim import adam as adam_lib
+from jaxneg.optim import row_tables
+from jaxneg.training import loop as training_loop
+from jaxneg.training import step as training
 from jaxneg.types import Dataset, EvalCases
 
 FLOAT = INT = 4  # bytes
@@ -54,7 +61,7 @@ class Size(NamedTuple):
 WORKING_ROWS = 7  # arrays of n x D floats alive at once in the row-sparse step, as counted in the traced program
 USERS = 1000
 HISTORIES, CASES = 512, 1024  # of the evaluation that is checked: whole chunks
-CHUNKS, EVALUATION_BYTES = evaluate.Chunks(256, 16_384), 2**28  # as eval.memory_mb gives them by default
+CHUNKS, EVALUATION_BYTES = ranking_lib.Chunks(256, 16_384), 2**28  # as eval.memory_mb gives them by default
 MEMORY_SHARE = 0.9  # of a chip's memory, for a layout that is said to fit
 BILLION = Size(items=10**9, width=128, blocks=2, length=50, batch=4096, negatives=50)
 BILLION_CASES = (10_000, 10_000)
@@ -185,7 +192,7 @@ def evaluation_products(size: Size, histories: int, cases: int, chunk: int, tile
 
     The scores are read once more, to be counted or sorted. Encoding the histories comes on top.
     """
-    tile = min(tile, -(-size.items // evaluate.ITEM_MULTIPLE) * evaluate.ITEM_MULTIPLE)
+    tile = min(tile, -(-size.items // ranking_lib.ITEM_MULTIPLE) * ranking_lib.ITEM_MULTIPLE)
     tiles = -(-size.items // tile)
     number = -(-cases // chunk) * (tiles + (tiles > 1)) + -(-histories // chunk) * tiles
     return [Product(chunk, size.width, tile, number, passes=1)]
@@ -320,7 +327,7 @@ def equations(jaxpr: Any, times: int = 1) -> Iterator[tuple[Any, int]]:
     for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
         yield equation, times
         turns = equation.params["length"] if equation.primitive.name == "scan" else 1
-        for inside in memory.jaxprs_inside(equation.params):
+        for inside in memory_lib.jaxprs_inside(equation.params):
             yield from equations(inside, times * turns)
 
 
@@ -335,21 +342,21 @@ class Traced(NamedTuple):
 def traced_step(size: Size, form: str) -> Traced:
     """jaxneg's own training step, traced for arrays of these shapes."""
     method = samplers.make("popularity", size.items, samplers.Settings(num_popularity=size.negatives))
-    model, adam = sasrec.SASRec(size.blocks, 1, size.width, size.length), optimizer.adam()
-    item_table = optimizer.ITEM_TABLES[form]
-    step = train.make_step(
+    model, adam = sasrec.SASRec(size.blocks, 1, size.width, size.length), adam_lib.adam()
+    item_table = row_tables.ITEM_TABLES[form]
+    step = training.make_step(
         model=model, method=method, loss=losses.make("bce", size.items), optimizer=adam, item_table=item_table,
         batch_size=size.batch, num_items=size.items, history_size=size.history,
     )  # fmt: skip
     init = functools.partial(
-        train.init_state, model=model, num_items=size.items, optimizer=adam, item_table=item_table
+        training.init_state, model=model, num_items=size.items, optimizer=adam, item_table=item_table
     )
-    keys, hyper = jax.random.split(jax.random.key(0), 1), train.Hyper(*(jnp.ones(1) for _ in train.Hyper._fields))
+    keys, hyper = jax.random.split(jax.random.key(0), 1), training.Hyper(*(jnp.ones(1) for _ in training.Hyper._fields))
     state = jax.eval_shape(jax.vmap(init), keys, hyper)
     counts = np.concatenate([[0], np.ones(size.items, np.int64)])
     shared = jax.tree.map(shape_of, (method.proposal.init(counts), dataset_shapes(size)))
-    options = parallel.compiler_options(jax.default_backend())
-    advance = jax.jit(functools.partial(train.run_steps, step), donate_argnums=1, compiler_options=options)
+    options = mesh_lib.compiler_options(jax.default_backend())
+    advance = jax.jit(functools.partial(training_loop.run_steps, step), donate_argnums=1, compiler_options=options)
     return Traced(advance.trace(np.int32(1), state, *shared), state, shared)
 
 
@@ -367,8 +374,8 @@ def dataset_shapes(size: Size) -> Dataset:
 def traced_evaluation(size: Size, histories: int, cases: int) -> Any:
     """Ranks and recommendations, traced."""
     def rank(hidden, item_table, eval_cases):
-        ranks = evaluate.rank_cases(hidden, item_table, eval_cases, chunks=CHUNKS)
-        return ranks, evaluate.count_recommended(hidden, item_table, (10,), chunks=CHUNKS)
+        ranks = ranking_lib.rank_cases(hidden, item_table, eval_cases, chunks=CHUNKS)
+        return ranks, ranking_lib.count_recommended(hidden, item_table, (10,), chunks=CHUNKS)
 
     lengths = (histories, histories, cases, cases, cases)
     eval_cases = EvalCases(*(jax.ShapeDtypeStruct((length,), jnp.int32) for length in lengths))
@@ -393,11 +400,11 @@ def checks(size: Size, form: str) -> Iterator[Check]:
     yield Check("bytes of products", total(products, "bytes"), counted.product_bytes)
     yield Check("item rows moved", moved_bytes(size, form), counted.item_rows)
     yield Check("bytes read to draw", draw_bytes(size), counted.draw_rows)
-    yield Check("state", state_bytes(size, form), memory.tree_bytes(step.state))
-    yield Check("draw tables", draw_table_bytes(size), memory.tree_bytes(step.shared[0]))
+    yield Check("state", state_bytes(size, form), memory_lib.tree_bytes(step.state))
+    yield Check("draw tables", draw_table_bytes(size), memory_lib.tree_bytes(step.shared[0]))
     if form == "sparse":
-        given = memory.tree_bytes((step.state, step.shared))
-        yield Check("alive beside them", step_bytes(size), memory.peak_bytes(step.program.jaxpr, donated=True) - given)
+        given = memory_lib.tree_bytes((step.state, step.shared))
+        yield Check("alive beside them", step_bytes(size), memory_lib.peak_bytes(step.program.jaxpr, donated=True) - given)
 
 
 def evaluation_checks(size: Size) -> Iterator[Check]:
@@ -450,7 +457,7 @@ def check_table(found: Mapping[str, list[tuple[str, Check]]], measured: str) -> 
 
 def print_checks(compiled: bool) -> None:
     """The tables of what is measured."""
-    forms = list(optimizer.ITEM_TABLES)
+    forms = list(row_tables.ITEM_TABLES)
     print("Counted in the traced program:\n")
     counted = {name: [(form, check) for form in forms for check in checks(size, form)] for name, size in SIZES.items()}
     ranked = {name: [("", check) for check in evaluation_checks(size)] for name, size in SIZES.items()}

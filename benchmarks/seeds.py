@@ -2,8 +2,8 @@
 
     python benchmarks/seeds.py [--seeds 1 4 20] [--method uniform] [--batch 64] [--length 50] [--repeats 7]
 
-A run on a CPU makes a device of each core and lets a device's seeds take turns (`parallel.use_cores`,
-`parallel.group_size`). The programs take turns within one process, warm, --steps steps of all seeds at a time; wall
+A run on a CPU makes a device of each core and lets a device's seeds take turns (`mesh.use_cores`,
+`mesh.group_size`). The programs take turns within one process, warm, --steps steps of all seeds at a time; wall
 time and the process's CPU time per step and seed, medians, and their ratio to one seed alone on one device. One device
 has all cores for its larger operations. Memory is what `memory.peak_bytes` reads off the traced program. Data are
 synthetic.
@@ -20,9 +20,14 @@ import jax
 import numpy as np
 from methods import prepared_data
 
-from jaxneg import losses, memory, optimizer, parallel, samplers, train
+from jaxneg import losses, samplers
 from jaxneg.data import dataset as data
+from jaxneg.devices import memory
+from jaxneg.devices import mesh as mesh_lib
 from jaxneg.models import sasrec
+from jaxneg.optim import adam as adam_lib
+from jaxneg.training import loop as training_loop
+from jaxneg.training import step as training
 
 
 class Case(NamedTuple):
@@ -45,26 +50,26 @@ def cases(seeds: list[int], num_devices: int) -> list[Case]:
 
 def compiled(case: Case, prepared: data.Prepared, options):
     """(a call that makes --steps steps of all seeds and waits for them, MiB that a seed needs while training)."""
-    layout = parallel.seed_layout(case.num_seeds, jax.devices()[: case.num_devices])
+    layout = mesh_lib.seed_layout(case.num_seeds, jax.devices()[: case.num_devices])
     method = samplers.make(options.method, prepared.num_items, samplers.Settings())
-    model, adam = sasrec.SASRec(2, 1, options.width, options.length), optimizer.adam()
+    model, adam = sasrec.SASRec(2, 1, options.width, options.length), adam_lib.adam()
     dataset = data.training_set(prepared)
-    step = train.make_step(
+    step = training.make_step(
         model=model, method=method, loss=losses.make("bce", prepared.num_items), optimizer=adam,
         batch_size=options.batch, num_items=prepared.num_items, history_size=data.longest_history(dataset),
     )  # fmt: skip
-    init = functools.partial(train.init_state, model=model, num_items=prepared.num_items, optimizer=adam)
-    hyper = parallel.repeat(layout, train.Hyper(np.float32(1e-3), np.float32(0.2), np.float32(1.0)))
-    state = [parallel.over_seeds(init, layout, (True, True))(parallel.seed_keys(layout, 0), hyper)]
+    init = functools.partial(training.init_state, model=model, num_items=prepared.num_items, optimizer=adam)
+    hyper = mesh_lib.repeat(layout, training.Hyper(np.float32(1e-3), np.float32(0.2), np.float32(1.0)))
+    state = [mesh_lib.over_seeds(init, layout, (True, True))(mesh_lib.seed_keys(layout, 0), hyper)]
     counts = data.target_counts(dataset, options.length, prepared.num_items)
     tables = method.proposal.init(np.asarray(prepared.item_counts), counts)
-    tables, dataset = parallel.put_shared(layout, (tables, dataset))
-    advance = parallel.over_devices(
-        functools.partial(train.run_groups, step, case.group_size), layout, (False, True, False, False), donate=(1,))
-    specs = (None, parallel.specs(state[0], parallel.SEED), parallel.specs(tables), parallel.specs(dataset))
-    program = parallel.on_one_device(
-        parallel.traced(advance, layout, specs, np.int32(1), state[0], tables, dataset))
-    shared = parallel.bytes_per_device(layout, (tables, dataset))
+    tables, dataset = mesh_lib.put_shared(layout, (tables, dataset))
+    advance = mesh_lib.over_devices(
+        functools.partial(training_loop.run_groups, step, case.group_size), layout, (False, True, False, False), donate=(1,))
+    specs = (None, mesh_lib.specs(state[0], mesh_lib.SEED), mesh_lib.specs(tables), mesh_lib.specs(dataset))
+    program = mesh_lib.on_one_device(
+        mesh_lib.traced(advance, layout, specs, np.int32(1), state[0], tables, dataset))
+    shared = mesh_lib.bytes_per_device(layout, (tables, dataset))
     needed = (memory.peak_bytes(program, donated=True) - shared) / layout.seeds_per_device
 
     def run():
@@ -83,7 +88,7 @@ def main():
     parser.add_argument("--method", default="uniform", choices=drawing)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 4, 20])
     options = parser.parse_args()
-    parallel.use_cores(max(options.seeds))
+    mesh_lib.use_cores(max(options.seeds))
     prepared = prepared_data(options.items)
     print(f"{len(jax.devices())} x {jax.devices()[0].device_kind}, {os.cpu_count()} cores, jax {jax.__version__}, "
           f"{vars(options)}", flush=True)  # fmt: skip

@@ -23,10 +23,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxneg import losses, optimizer, parallel, samplers, train
+from jaxneg import losses, samplers
 from jaxneg.data import dataset as data
 from jaxneg.data import prepare, synthetic
+from jaxneg.devices import mesh as mesh_lib
 from jaxneg.models import sasrec
+from jaxneg.optim import adam as adam_lib
+from jaxneg.training import loop as training_loop
+from jaxneg.training import step as training
 
 BLOCKS, HEADS, DROPOUT, LEARNING_RATE = 2, 1, 0.2, 1e-3
 ROWS_PER_USER = 240  # so that no sequence of 200 is padded
@@ -43,19 +47,19 @@ def jaxneg_steps(prepared: data.Prepared, length: int, options):
     """(a call that makes --steps steps and waits for them, the compiled program)."""
     settings = samplers.Settings(num_uniform=options.negatives)
     method = samplers.make("uniform", prepared.num_items, settings)
-    model, adam = sasrec.SASRec(BLOCKS, HEADS, options.width, length), optimizer.adam()
+    model, adam = sasrec.SASRec(BLOCKS, HEADS, options.width, length), adam_lib.adam()
     dataset = data.training_set(prepared)
-    step = train.make_step(
+    step = training.make_step(
         model=model, method=method, loss=losses.make("bce", prepared.num_items), optimizer=adam,
         batch_size=options.batch, num_items=prepared.num_items, history_size=data.longest_history(dataset),
     )  # fmt: skip
-    init = functools.partial(train.init_state, model=model, num_items=prepared.num_items, optimizer=adam)
+    init = functools.partial(training.init_state, model=model, num_items=prepared.num_items, optimizer=adam)
     seeds = options.seeds
-    hyper = train.Hyper(*(np.full(seeds, value, np.float32) for value in (LEARNING_RATE, DROPOUT, 1.0)))
+    hyper = training.Hyper(*(np.full(seeds, value, np.float32) for value in (LEARNING_RATE, DROPOUT, 1.0)))
     states = [jax.vmap(init)(jax.random.split(jax.random.key(0), seeds), hyper)]
     shared = jax.device_put((method.proposal.init(np.asarray(prepared.item_counts)), dataset))
-    compiler_options = parallel.compiler_options(jax.default_backend())
-    advance = jax.jit(functools.partial(train.run_steps, step), donate_argnums=1, compiler_options=compiler_options)
+    compiler_options = mesh_lib.compiler_options(jax.default_backend())
+    advance = jax.jit(functools.partial(training_loop.run_steps, step), donate_argnums=1, compiler_options=compiler_options)
 
     def run():
         states[0] = jax.block_until_ready(advance(np.int32(options.steps), states[0], *shared))

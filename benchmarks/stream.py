@@ -17,10 +17,12 @@ import numpy as np
 from absl import app, flags
 from ml_collections import config_flags
 
-from jaxneg import config as config_lib
-from jaxneg import experiment, parallel, plan
 from jaxneg.data import dataset as data
 from jaxneg.data import stream
+from jaxneg.devices import mesh as mesh_lib
+from jaxneg.run import config as config_lib
+from jaxneg.run import experiment
+from jaxneg.run import programs as plan_lib
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "the run to time")
 BLOCKS = flags.DEFINE_integer("blocks", 4, "blocks of one turn", lower_bound=1)
@@ -34,14 +36,14 @@ def compiled(config, prepared: data.Prepared, steps: int, how: str):
     changed = config_lib.base()
     changed.update_from_flattened_dict(values)
     folder = pathlib.Path(tempfile.gettempdir())  # nothing is written
-    made = plan.on_devices(plan.make_plan(config_lib.resolve(changed), folder, prepared, range(config.num_seeds)))
-    keys = parallel.seed_keys(made.layout, config.seed)
-    states = [made.programs.init(keys, parallel.repeat(made.layout, made.hyper))]
+    made = plan_lib.on_devices(plan_lib.make_plan(config_lib.resolve(changed), folder, prepared, range(config.num_seeds)))
+    keys = mesh_lib.seed_keys(made.layout, config.seed)
+    states = [made.programs.init(keys, mesh_lib.repeat(made.layout, made.hyper))]
 
     def run():
         step = int(np.asarray(states[0].step)[0])
         until = step + steps
-        with closing(plan.drawn_from(made, states[0], step)) as feeds:
+        with closing(plan_lib.drawn_from(made, states[0], step)) as feeds:
             while step < until:
                 held, feed = next(feeds)
                 count = min(held, until) - step

@@ -19,9 +19,11 @@ import jax
 import numpy as np
 import step
 
-from jaxneg import config as config_lib
-from jaxneg import experiment, parallel, plan
 from jaxneg.data import dataset as data
+from jaxneg.devices import mesh as mesh_lib
+from jaxneg.run import config as config_lib
+from jaxneg.run import experiment
+from jaxneg.run import programs as plan_lib
 
 METHODS = ("uniform", "popularity", "in_batch", "mixed", "adaptive", "adaptive_mixed")
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
@@ -42,9 +44,9 @@ def make_config(name: str, method: str, files: dict[str, str], options):
 
 def compiled(config, prepared: data.Prepared, seeds: int, options):
     """A call that makes --steps steps of all seeds and waits for them."""
-    made = plan.on_devices(plan.make_plan(config, pathlib.Path(tempfile.gettempdir()), prepared, range(seeds)))
-    keys = parallel.seed_keys(made.layout, config.seed)
-    state = [made.programs.init(keys, parallel.repeat(made.layout, made.hyper))]
+    made = plan_lib.on_devices(plan_lib.make_plan(config, pathlib.Path(tempfile.gettempdir()), prepared, range(seeds)))
+    keys = mesh_lib.seed_keys(made.layout, config.seed)
+    state = [made.programs.init(keys, mesh_lib.repeat(made.layout, made.hyper))]
 
     def run():
         state[0] = made.programs.advance(np.int32(options.steps), state[0], made.tables, made.dataset)
@@ -56,7 +58,7 @@ def compiled(config, prepared: data.Prepared, seeds: int, options):
 
 def products(config, num_items: int) -> float:
     """Operations of a seed's matrix products in a padded step."""
-    method = plan.make_parts(config, plan.seed_layout(config, 1), num_items).method
+    method = plan_lib.make_parts(config, plan_lib.seed_layout(config, 1), num_items).method
     of_step = argparse.Namespace(
         batch=config.batch_size, width=config.model.width, negatives=method.num_candidates
     )
@@ -91,7 +93,7 @@ def main():
                     start = time.perf_counter()
                     run()
                     spent[seeds].append((time.perf_counter() - start) / options.steps)
-            steps = STUDY_SEEDS * STUDY_EPOCHS * plan.count_steps(config, prepared.num_users)
+            steps = STUDY_SEEDS * STUDY_EPOCHS * plan_lib.count_steps(config, prepared.num_users)
             for seeds, times in spent.items():
                 each = statistics.median(times) / seeds
                 hours, share = steps * each / 3600, products(config, prepared.num_items) / each / rate

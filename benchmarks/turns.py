@@ -3,7 +3,7 @@
     python benchmarks/turns.py [--samples 1500] [--batch 128] [--length 200] [--turns 1 8 16]
 
 SASRec of width 50 with two blocks, sampled softmax, uniform negatives that the batch shares. A run on a CPU chooses the
-number of parts by itself (`plan.choose_turns`). The programs take turns within one process, warm, --steps steps at a
+number of parts by itself (`programs.choose_turns`). The programs take turns within one process, warm, --steps steps at a
 time: medians, and the ratio to the first number of parts. Data are synthetic.
 """
 
@@ -16,27 +16,31 @@ import jax
 import numpy as np
 from methods import prepared_data
 
-from jaxneg import losses, optimizer, parallel, samplers, train
+from jaxneg import losses, samplers
 from jaxneg.data import dataset as data
+from jaxneg.devices import mesh as mesh_lib
 from jaxneg.models import sasrec
+from jaxneg.optim import adam as adam_lib
+from jaxneg.training import loop as training_loop
+from jaxneg.training import step as training
 
 
 def compiled(turns: int, prepared: data.Prepared, options):
     """(a call that makes --steps steps and waits for them, a call that tells their mean loss)."""
-    layout = parallel.seed_layout(1)
+    layout = mesh_lib.seed_layout(1)
     method = samplers.make("uniform", prepared.num_items, samplers.Settings(num_uniform=options.samples, scope="batch"))
-    model, adam = sasrec.SASRec(2, 1, 50, options.length), optimizer.adam()
+    model, adam = sasrec.SASRec(2, 1, 50, options.length), adam_lib.adam()
     dataset = data.training_set(prepared)
-    step = train.make_step(
+    step = training.make_step(
         model=model, method=method, loss=losses.make("sampled_softmax", prepared.num_items), optimizer=adam,
         batch_size=options.batch, num_items=prepared.num_items, history_size=data.longest_history(dataset), turns=turns,
     )  # fmt: skip
-    init = functools.partial(train.init_state, model=model, num_items=prepared.num_items, optimizer=adam)
-    hyper = parallel.repeat(layout, train.Hyper(np.float32(1e-3), np.float32(0.2), np.float32(1.0)))
-    state = [parallel.over_seeds(init, layout, (True, True))(parallel.seed_keys(layout, 0), hyper)]
+    init = functools.partial(training.init_state, model=model, num_items=prepared.num_items, optimizer=adam)
+    hyper = mesh_lib.repeat(layout, training.Hyper(np.float32(1e-3), np.float32(0.2), np.float32(1.0)))
+    state = [mesh_lib.over_seeds(init, layout, (True, True))(mesh_lib.seed_keys(layout, 0), hyper)]
     tables = method.proposal.init(np.asarray(prepared.item_counts))
-    advance = parallel.over_devices(
-        functools.partial(train.run_steps, step), layout, (False, True, False, False), donate=(1,))
+    advance = mesh_lib.over_devices(
+        functools.partial(training_loop.run_steps, step), layout, (False, True, False, False), donate=(1,))
 
     def run():
         state[0] = jax.block_until_ready(advance(np.int32(options.steps), state[0], tables, dataset))

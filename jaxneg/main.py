@@ -1,6 +1,6 @@
 """Train and evaluate one method of negative sampling on one data set.
 
-Reads the flags, checks the config, and hands both to `jaxneg.experiment.run`. Whatever the user can mend is one line
+Reads the flags, checks the config, and hands both to `jaxneg.run.experiment.run`. Whatever the user can mend is one line
 on stderr and exit code 2. JAX is imported only when a run starts.
 """
 
@@ -16,10 +16,11 @@ import traceback
 from absl import flags
 from ml_collections import config_dict, config_flags
 
-from jaxneg import config as config_lib
-from jaxneg import signals
+from jaxneg import fields
 from jaxneg.data import store
 from jaxneg.errors import InputError
+from jaxneg.run import config as config_lib
+from jaxneg.run import signals
 
 USAGE = """\
 jaxneg trains a sequential recommender (SASRec) with one method of negative sampling and measures its accuracy and its
@@ -50,10 +51,11 @@ def main(argv: list[str]) -> int:
         argv, hosts = take_host_flags(argv)
         config, workdir, extend = parse_flags(argv)
         with signals.raised():
-            from jaxneg import experiment, parallel  # here, so that --help and a refused flag do not wait for JAX
+            from jaxneg.devices import mesh as mesh_lib  # here, so that --help and a refused flag do not wait for JAX
+            from jaxneg.run import experiment
 
             if hosts is None and not config.debug and max(config.mesh.data, config.mesh.model) <= 1:
-                parallel.use_cores(min(config.num_seeds, config.seeds_per_chunk or config.num_seeds))
+                mesh_lib.use_cores(min(config.num_seeds, config.seeds_per_chunk or config.num_seeds))
             experiment.run(config, workdir, extend, hosts)
         return 0
     except InputError as error:
@@ -168,7 +170,7 @@ def usage() -> str:
     lines.append("\nfields, as --config.FIELD=VALUE (defaults; a config file may set others):")
     for name, field in config_lib.FIELDS.items():
         default = "as reference" if field.default is None else repr(field.default)
-        listed = field.kind is str and field.rule is not config_lib.ANY and name not in ("method", "loss.name")
+        listed = field.kind is str and field.rule is not fields.ANY and name not in ("method", "loss.name")
         choices = f" ({field.rule.text})" if listed else ""
         lines.append(f"  {f'{name}={default}':<40} {field.text}{choices}")
     return "\n".join(lines)

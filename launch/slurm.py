@@ -45,7 +45,7 @@ from collections.abc import Iterable, Sequence
 
 import study
 
-from jaxneg import writer
+from jaxneg import files
 from jaxneg.errors import InputError
 
 # seconds of minutes, minutes:seconds, hours:minutes:seconds; days-hours, days-hours:minutes, days-hours:minutes:seconds
@@ -179,7 +179,7 @@ def submit(script: str, workdir: pathlib.Path) -> int:
     if shutil.which("sbatch") is None:
         raise InputError("--submit: there is no sbatch on PATH; call this on a login node of the cluster, or leave out "
                          "--submit and take the script that is printed")  # fmt: skip
-    with writer.claimed(logs(workdir)) as folder, writer.whole(folder / "study.sh") as temporary:
+    with files.claimed(logs(workdir)) as folder, files.whole(folder / "study.sh") as temporary:
         temporary.write_text(script)
     path = logs(workdir) / "study.sh"
     done = subprocess.run(["sbatch", "--parsable", str(path)], capture_output=True, text=True)

@@ -29,10 +29,12 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from jaxneg import config as config_lib
+from jaxneg import files
 from jaxneg import main as jaxneg_main
-from jaxneg import report, results, writer
 from jaxneg.errors import InputError
+from jaxneg.evaluation import rows as results
+from jaxneg.report import __main__ as report
+from jaxneg.run import config as config_lib
 
 STOP = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 
@@ -58,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
             print(__doc__)
             return 0
         workdir, runs = plan(argv[1:])
-        with writer.claimed(workdir):
+        with files.claimed(workdir):
             pass
         failed = run_all(runs)
     except InputError as error:
@@ -136,7 +138,7 @@ def _run(source: str, method: str, osf: float | None, settings: list[str], workd
     folder = workdir / config.dataset / method / ("" if osf is None else f"osf_{osf:g}")
     name = f"{config.dataset} {method}" + ("" if osf is None else f" OSF {osf:g}")
     command = (sys.executable, "-m", "jaxneg.main", *flags, f"--workdir={folder}")
-    return Run(config.dataset, name, folder, command, writer.plain(config_lib.flatten(config)))
+    return Run(config.dataset, name, folder, command, files.plain(config_lib.flatten(config)))
 
 
 def run_all(runs: Sequence[Run]) -> dict[str, int]:

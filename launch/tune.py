@@ -28,10 +28,10 @@ from typing import Any
 
 from ml_collections import config_dict
 
-from jaxneg import config as config_lib
 from jaxneg import main as jaxneg_main
-from jaxneg import tuned
 from jaxneg.errors import InputError
+from jaxneg.run import config as config_lib
+from jaxneg.run import tuned
 
 
 def main(argv: Sequence[str]) -> int:
@@ -111,9 +111,9 @@ def load(source: str, method: str, flags: Sequence[str]) -> config_dict.FrozenCo
 
 
 def import_tune():
-    """jaxneg.tune, imported once the flags are known to be right: it brings JAX. Raises InputError without optuna."""
+    """jaxneg.run.tune, imported once the flags are known to be right: it brings JAX. Raises InputError without optuna."""
     try:
-        from jaxneg import tune
+        from jaxneg.run import tune
     except ModuleNotFoundError as error:
         if error.name != "optuna":
             raise

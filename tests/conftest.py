@@ -36,7 +36,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
 
-CHECKED = ["jaxneg.samplers", "jaxneg.losses", "jaxneg.metrics", "jaxneg.models"]
+CHECKED = ["jaxneg.samplers", "jaxneg.losses", "jaxneg.evaluation.metrics", "jaxneg.models"]
 jaxtyping.install_import_hook(CHECKED, "beartype.beartype")
 pytest.register_assert_rewrite("refusals")  # whose asserts tell what they saw, as those of a test do
 

@@ -17,7 +17,7 @@ import time
 
 import numpy as np
 
-from jaxneg import writer
+from jaxneg import files
 
 SETTINGS = {
     "dataset": "killed", "batch_size": 32, "learning_rate": 1e-2, "num_seeds": 2, "num_buckets": 1, "model.width": 8,
@@ -85,7 +85,7 @@ def same(folder: pathlib.Path, other: pathlib.Path) -> bool:
     """Whether two runs ended alike: every byte of metrics.jsonl, every array, every number that is no duration."""
     rows = [(path / "metrics.jsonl").read_bytes() for path in (folder, other)]
     tables = [without_times(path / "results.csv") for path in (folder, other)]
-    arrays = [writer.read_arrays(path / name) for name in ("cases.npz", "model.npz") for path in (folder, other)]
+    arrays = [files.read_arrays(path / name) for name in ("cases.npz", "model.npz") for path in (folder, other)]
     pairs = [(arrays[i], arrays[i + 1]) for i in (0, 2)]
     return rows[0] == rows[1] and tables[0] == tables[1] and all(
         np.array_equal(mine[name], theirs[name]) for mine, theirs in pairs for name in mine.keys() | theirs.keys())
@@ -117,7 +117,7 @@ def main(out: str) -> None:
             result["same_results"] = same(folder / name, folder / f"{name}_undisturbed")
             report[name] = result
             print(name, json.dumps(result), flush=True)
-        writer.write_json(pathlib.Path(out), report)
+        files.write_json(pathlib.Path(out), report)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ import pathlib
 
 import numpy as np
 
-from jaxneg import results, writer
+from jaxneg import files
+from jaxneg.evaluation import rows as results
 
 NUM_ITEMS, NUM_USERS = 300, 60
 COUNTS = np.concatenate([[0], np.maximum(300 // np.arange(1, NUM_ITEMS + 1), 1)])
@@ -73,15 +74,15 @@ def write_run(
     config |= {name.replace("__", "."): value for name, value in settings.items()}
     data = {"fingerprint": f"of-{dataset}", "num_users": 900, "num_items": NUM_ITEMS, "num_rows": 20_000}
     write = {
-        "config.json": lambda path: writer.write_json(
+        "config.json": lambda path: files.write_json(
             path, {"config": config, "data": data, "versions": {}, "device": "1 x cpu (cpu)"}),
-        "metrics.jsonl": lambda path: writer.append_rows(path, metrics),
-        "cases.npz": lambda path: writer.write_arrays(
+        "metrics.jsonl": lambda path: files.append_rows(path, metrics),
+        "cases.npz": lambda path: files.write_arrays(
             path, user=user, item=item, cohort=cohort, seed=np.arange(num_seeds), num_above=np.array(above),
             num_tied=0 * np.array(above)),
-        "items.npz": lambda path: writer.write_arrays(path, count=COUNTS, cohort=COHORTS),
-        "baselines.csv": lambda path: writer.write_csv(path, [baseline]),
-        "results.csv": lambda path: writer.write_csv(path, rows),
+        "items.npz": lambda path: files.write_arrays(path, count=COUNTS, cohort=COHORTS),
+        "baselines.csv": lambda path: files.write_csv(path, [baseline]),
+        "results.csv": lambda path: files.write_csv(path, rows),
     }  # fmt: skip
     for name in write.keys() - set(leave_out):
         write[name](folder / name)

@@ -11,10 +11,15 @@ import tempfile
 import jax
 import numpy as np
 
-from jaxneg import losses, optimizer, parallel, samplers, train
-from jaxneg.data import buckets, prepare, synthetic
+from jaxneg import losses, samplers
 from jaxneg.data import dataset as data
+from jaxneg.data import prepare, synthetic
+from jaxneg.devices import mesh as mesh_lib
 from jaxneg.models import sasrec
+from jaxneg.optim import adam as adam_lib
+from jaxneg.training import buckets
+from jaxneg.training import loop as training_loop
+from jaxneg.training import step as training
 
 NUM_SEEDS, NUM_STEPS, ALONE = 20, 20, 13
 KEY_BIAS = "['key']['bias']"  # moves by rounding alone: a softmax over keys does not feel it, and Adam scales it up
@@ -26,14 +31,14 @@ def main(method_name: str, folder: str) -> None:
     dataset = data.training_set(prepared)
     settings = samplers.Settings(num_in_batch=3, num_uniform=3, num_kept=2)
     method = samplers.make(method_name, prepared.num_items, settings)
-    model, adam = sasrec.SASRec(1, 1, 8, 6), optimizer.adam()
-    step = train.make_step(
+    model, adam = sasrec.SASRec(1, 1, 8, 6), adam_lib.adam()
+    step = training.make_step(
         model=model, method=method, loss=losses.bce, optimizer=adam, batch_size=16, num_items=prepared.num_items,
         history_size=data.longest_history(dataset), buckets=(buckets.Bucket(8, 6), buckets.Bucket(8, 4)),
     )  # fmt: skip
-    init = functools.partial(train.init_state, model=model, num_items=prepared.num_items, optimizer=adam)
+    init = functools.partial(training.init_state, model=model, num_items=prepared.num_items, optimizer=adam)
     tables = method.proposal.init(np.asarray(prepared.item_counts))
-    hyper = train.Hyper(np.float32(1e-2), np.float32(0.2), np.float32(1.0))
+    hyper = training.Hyper(np.float32(1e-2), np.float32(0.2), np.float32(1.0))
 
     def draw(state, tables, dataset):
         keys, batch = step.draw(state, dataset)
@@ -42,19 +47,19 @@ def main(method_name: str, folder: str) -> None:
 
     def run(layout, first=0):
         """(the draws of the step after the last, their log q and the weights) of a layout's seeds."""
-        keys = parallel.seed_keys(layout, 5, first)
-        state = parallel.over_seeds(init, layout, (True, True))(keys, parallel.repeat(layout, hyper))
-        shared = parallel.put_shared(layout, (tables, dataset))
-        steps = functools.partial(train.run_steps, step)
-        advance = parallel.over_devices(steps, layout, (False, True, False, False))
+        keys = mesh_lib.seed_keys(layout, 5, first)
+        state = mesh_lib.over_seeds(init, layout, (True, True))(keys, mesh_lib.repeat(layout, hyper))
+        shared = mesh_lib.put_shared(layout, (tables, dataset))
+        steps = functools.partial(training_loop.run_steps, step)
+        advance = mesh_lib.over_devices(steps, layout, (False, True, False, False))
         state = advance(np.int32(NUM_STEPS), state, *shared)
-        draws, log_q = parallel.over_seeds(draw, layout, (True, False, False))(state, *shared)
-        return jax.tree.map(np.asarray, parallel.take(layout, (draws, (log_q, state.params))))
+        draws, log_q = mesh_lib.over_seeds(draw, layout, (True, False, False))(state, *shared)
+        return jax.tree.map(np.asarray, mesh_lib.take(layout, (draws, (log_q, state.params))))
 
     devices = jax.local_devices()
-    draws, floats = run(parallel.seed_layout(NUM_SEEDS, devices[:1]))
-    others = {f"on {len(devices)} devices": run(parallel.seed_layout(NUM_SEEDS, devices))}
-    alone = run(parallel.seed_layout(1, devices[:1]), ALONE)
+    draws, floats = run(mesh_lib.seed_layout(NUM_SEEDS, devices[:1]))
+    others = {f"on {len(devices)} devices": run(mesh_lib.seed_layout(NUM_SEEDS, devices))}
+    alone = run(mesh_lib.seed_layout(1, devices[:1]), ALONE)
     mine = jax.tree.map(lambda x: x[ALONE : ALONE + 1], (draws, floats))
     pairs = [(others[name], (draws, floats), name) for name in others] + [(alone, mine, "alone")]
     for (other_draws, other_floats), (own_draws, own_floats), name in pairs:

@@ -14,9 +14,13 @@ import tempfile
 import jax
 import numpy as np
 
-from jaxneg import config as config_lib
-from jaxneg import experiment, parallel, plan, samplers, train
+from jaxneg import samplers
 from jaxneg.data import dataset as data
+from jaxneg.devices import mesh as mesh_lib
+from jaxneg.run import config as config_lib
+from jaxneg.run import experiment
+from jaxneg.run import programs as plan_lib
+from jaxneg.training import step as training
 
 NUM_SEEDS, NUM_STEPS = 2, 20
 LAYOUTS = {  # devices for data and for items, and whether the data is streamed
@@ -69,15 +73,15 @@ def run(folder: pathlib.Path, data_axis: int, model_axis: int, streamed: str):
     })  # fmt: skip
     config = config_lib.resolve(config)
     prepared = data.load(experiment.prepare_data(config))
-    made = plan.on_devices(plan.make_plan(config, folder, prepared, range(NUM_SEEDS)))
+    made = plan_lib.on_devices(plan_lib.make_plan(config, folder, prepared, range(NUM_SEEDS)))
     layout = made.layout
     assert layout.devices_per_seed == data_axis * model_axis and layout.mesh.size == min(8, 2 * data_axis * model_axis)
-    state = made.programs.init(parallel.seed_keys(layout, 5), parallel.repeat(layout, made.hyper))
+    state = made.programs.init(mesh_lib.seed_keys(layout, 5), mesh_lib.repeat(layout, made.hyper))
     first = own(layout, made.programs.weights(state.params))
-    source = next(plan.drawn_from(made, state, 0))[1]
-    draws = None if made.dataset is None else own(layout, parallel.over_seeds(
+    source = next(plan_lib.drawn_from(made, state, 0))[1]
+    draws = None if made.dataset is None else own(layout, mesh_lib.over_seeds(
         drawing(config, prepared), layout,
-        (parallel.specs(state, parallel.SEED), parallel.specs(made.tables), parallel.specs(made.dataset)),
+        (mesh_lib.specs(state, mesh_lib.SEED), mesh_lib.specs(made.tables), mesh_lib.specs(made.dataset)),
     )(state, made.tables, made.dataset))  # fmt: skip
     advance = made.programs.advance.lower(np.int32(NUM_STEPS), state, made.tables, source).compile()
     evaluate = made.programs.evaluate.lower(
@@ -90,7 +94,7 @@ def run(folder: pathlib.Path, data_axis: int, model_axis: int, streamed: str):
     reached = own(layout, (made.programs.weights(state.params), state.loss_sum))
 
     def ranks(weights):
-        params = parallel.fill(layout, weights, like=made.programs.weights(state.params))
+        params = mesh_lib.fill(layout, weights, like=made.programs.weights(state.params))
         place = made.splits["test"].place
         above, tied, exposure = own(layout, evaluate(params, made.items, made.splits["test"].cases))
         return above[:, place], tied[:, place], exposure[:, :, : prepared.num_items + 1]
@@ -98,8 +102,8 @@ def run(folder: pathlib.Path, data_axis: int, model_axis: int, streamed: str):
     return draws, first, reached, ranks
 
 
-def own(layout: parallel.Layout, tree):
-    return jax.tree.map(np.asarray, parallel.take(layout, tree))
+def own(layout: mesh_lib.Layout, tree):
+    return jax.tree.map(np.asarray, mesh_lib.take(layout, tree))
 
 
 def drawing(config, prepared: data.Prepared):
@@ -109,7 +113,7 @@ def drawing(config, prepared: data.Prepared):
     history_size = data.longest_history(data.training_set(prepared))
 
     def draw(state, tables, dataset):
-        keys = train.step_keys(state.key, state.step)
+        keys = training.step_keys(state.key, state.step)
         batch = data.draw_batch(keys.batch, dataset, batch_size=config.batch_size, max_len=config.model.max_len,
                                 num_items=prepared.num_items, history_size=history_size)  # fmt: skip
         candidates = method.proposal.sample(keys.proposal, tables, batch)

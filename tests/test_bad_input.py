@@ -28,10 +28,12 @@ from refusals import (
 )
 
 import jaxneg
-from jaxneg import experiment, main, results
+from jaxneg import main
 from jaxneg.data import dataset as data
 from jaxneg.data import download, prepare, store, synthetic
 from jaxneg.errors import InputError
+from jaxneg.report import table
+from jaxneg.run import experiment
 
 # ------------------------------------------------------------------ settings
 
@@ -405,7 +407,7 @@ def test_files_may_not_grow_beyond_a_limit(tmp_path):
     (tmp_path / "raw.csv").write_bytes(lines("{u},{i},{t}\n", "user,item,time\n", rows))
     args = ["main.py", INTERACTIONS, *COLUMNS, f"--config.data.path={tmp_path}/raw.csv",
             f"--config.data.cache_dir={tmp_path}/cache", f"--workdir={tmp_path}/run"]  # fmt: skip
-    code = ("import resource, sys; from jaxneg import experiment, main; "
+    code = ("import resource, sys; from jaxneg import main; from jaxneg.run import experiment; "
             f"resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)); sys.exit(main.main({args!r}))")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     *_, last = done.stderr.splitlines()
@@ -459,7 +461,7 @@ def test_a_broken_table(capsys, finished, tmp_path, name, case):
     change, says = TABLES[case]
     shutil.copytree(finished, tmp_path / "run")
     (tmp_path / "run" / name).write_bytes(change(rows_of(finished)))
-    assert results.main([str(tmp_path)]) == 2
+    assert table.main([str(tmp_path)]) == 2
     assert_one_line(capsys, [f"{tmp_path}/run/{name}: ", *(words.replace("results.csv", name) for words in says)])
 
 
@@ -481,7 +483,7 @@ RESULT_FOLDERS = {
 @pytest.mark.parametrize("case", RESULT_FOLDERS)
 def test_a_wrong_folder_of_results(capsys, tmp_path, case):
     make, says = RESULT_FOLDERS[case]
-    assert results.main(make(tmp_path)) == 2
+    assert table.main(make(tmp_path)) == 2
     assert_one_line(capsys, says)
 
 

@@ -8,8 +8,10 @@ import types
 
 import pytest
 
-from jaxneg import config, main, signals
+from jaxneg import main
 from jaxneg.errors import InputError
+from jaxneg.run import config as config_lib
+from jaxneg.run import signals
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
 QUICKSTART = f"--config={CONFIGS}/quickstart.py"
@@ -17,7 +19,7 @@ QUICKSTART = f"--config={CONFIGS}/quickstart.py"
 
 @pytest.fixture
 def experiment(monkeypatch):
-    """In place of jaxneg.experiment: `calls` holds what run was given; `error`, if set, is what it raises."""
+    """In place of jaxneg.run.experiment: `calls` holds what run was given; `error`, if set, is what it raises."""
     fake = types.SimpleNamespace(calls=[], error=None, extend=None)
 
     def run(resolved, workdir, extend, join_hosts):
@@ -27,8 +29,8 @@ def experiment(monkeypatch):
             raise fake.error
 
     fake.run = run
-    monkeypatch.setitem(sys.modules, "jaxneg.experiment", fake)
-    monkeypatch.setattr("jaxneg.experiment", fake, raising=False)
+    monkeypatch.setitem(sys.modules, "jaxneg.run.experiment", fake)
+    monkeypatch.setattr("jaxneg.run.experiment", fake, raising=False)
     return fake
 
 
@@ -133,11 +135,11 @@ def test_a_bug_is_not_hidden(experiment):
 def test_help_names_every_field_method_and_config(flag, capsys):
     assert run_main(QUICKSTART, flag) == 0
     out = capsys.readouterr().out
-    for name, field in config.FIELDS.items():
+    for name, field in config_lib.FIELDS.items():
         line, = (line for line in out.splitlines() if line.startswith(f"  {name}="))
         assert field.text in line
     assert "  batch_size=128 " in out and "  sampler.pool=as reference " in out
-    for name in [*config.METHODS, *(path.stem for path in CONFIGS.glob("*.py"))]:
+    for name in [*config_lib.METHODS, *(path.stem for path in CONFIGS.glob("*.py"))]:
         assert f"\n  {name}" in out
 
 

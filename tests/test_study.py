@@ -12,7 +12,7 @@ import types
 import made_runs
 import pytest
 
-from jaxneg import config as config_lib
+from jaxneg.run import config as config_lib
 
 ROOT = pathlib.Path(__file__).parent.parent
 study = types.SimpleNamespace(**runpy.run_path(str(ROOT / "launch/study.py")))

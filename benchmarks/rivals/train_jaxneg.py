@@ -9,11 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from turns import Turns
 
-from jaxneg import config as config_lib
-from jaxneg import evaluate, experiment, parallel
-from jaxneg import plan as plan_lib
 from jaxneg.data import dataset as data
+from jaxneg.devices import mesh as mesh_lib
+from jaxneg.evaluation import ranks as ranking
 from jaxneg.models import sasrec
+from jaxneg.run import config as config_lib
+from jaxneg.run import experiment, loop
+from jaxneg.run import programs as plan_lib
 
 DISPATCH_SECONDS = 0.5  # a run dispatches more steps at a time
 
@@ -41,8 +43,8 @@ def main():
     config = make_config(settings)
     prepared = data.load(experiment.prepare_data(config))
     plan = plan_lib.on_devices(plan_lib.make_plan(config, pathlib.Path(settings["folder"]), prepared, range(1)))
-    keys = parallel.seed_keys(plan.layout, 0)
-    state = plan.programs.init(keys, parallel.repeat(plan.layout, plan.hyper))
+    keys = mesh_lib.seed_keys(plan.layout, 0)
+    state = plan.programs.init(keys, mesh_lib.repeat(plan.layout, plan.hyper))
     rows = 1 if settings["scope"] == "batch" else settings["batch"]
     columns = settings["length"] if settings["scope"] == "position" else 1
     turns.describe(["jax", "jaxlib", "flax", "numpy"], [rows, columns, settings["negatives"]],
@@ -51,7 +53,7 @@ def main():
     def advance(count, state):
         """The state after `count` steps, and the sum of their losses; waits for the device, as a run does."""
         before = float(state.loss_sum[0])
-        state = experiment.advance(plan, count, state, plan.dataset)
+        state = loop.advance(plan, count, state, plan.dataset)
         return state, float(state.loss_sum[0]) - before
 
     state, _ = advance(1, state)  # compiles
@@ -62,23 +64,23 @@ def main():
     while going:
         state, loss = advance(count, state)
         going = turns.stepped(count, count * settings["batch"], loss)
-    turns.evaluate(recommender(settings, plan, parallel.take(plan.layout, state.params), prepared.num_items))
+    turns.evaluate(recommender(settings, plan, mesh_lib.take(plan.layout, state.params), prepared.num_items))
 
 
 def recommender(settings: dict, plan: plan_lib.Plan, params: dict, num_items: int):
     """A call that makes the top-10 of every training user, and returns how many those are."""
     model = sasrec.SASRec(settings["blocks"], 1, settings["width"], settings["length"])
-    chunks = evaluate.choose_chunks(num_items, settings["width"])
+    chunks = ranking.choose_chunks(num_items, settings["width"])
     dataset = plan.dataset
     start, end = dataset.user_start[dataset.train_users], dataset.train_end[dataset.train_users]
 
     @jax.jit
     def recommend(params, items, start, end):
         encode = functools.partial(sasrec.encode, model, params)
-        hidden = evaluate.encode_histories(
+        hidden = ranking.encode_histories(
             encode, items, start, end, max_len=model.max_len, chunk_size=chunks.case_chunk
         )
-        return evaluate.count_recommended(hidden, params["item_table"], (settings["k"],), chunks=chunks)
+        return ranking.count_recommended(hidden, params["item_table"], (settings["k"],), chunks=chunks)
 
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), params)
 

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from jaxneg import sharded
 from jaxneg.data import store
+from jaxneg.devices import sharded
 from jaxneg.errors import InputError
 from jaxneg.types import Batch, Dataset, EvalCases
 

@@ -16,8 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from jaxneg import cohorts
-from jaxneg.data import raw, store
+from jaxneg.data import cohorts, raw, store
 from jaxneg.errors import InputError
 
 SPLITS = ("temporal", "leave_one_out")

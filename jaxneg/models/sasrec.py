@@ -15,7 +15,7 @@ from flax import linen as nn
 from jax.nn.initializers import glorot_uniform
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped, UInt32
 
-from jaxneg import sharded
+from jaxneg.devices import sharded
 from jaxneg.errors import InputError
 from jaxneg.hashing import hashed
 from jaxneg.models import layers
@@ -49,7 +49,7 @@ def dropout(
 
 
 class Places(NamedTuple):
-    """Numbers of the elements of a batch's arrays, the same however the batch is cut (see `jaxneg.data.buckets`).
+    """Numbers of the elements of a batch's arrays, the same however the batch is cut (see `jaxneg.training.buckets`).
 
     An element is numbered by its row and its position in the padded batch, so a piece of the batch has the
     dropout that it would have in the whole.

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Key
 
-from jaxneg import sharded
+from jaxneg.devices import sharded
 from jaxneg.errors import InputError
 from jaxneg.samplers.draws import integers_and_fraction
 

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from jaxneg import cohorts, sharded
+from jaxneg.data import cohorts
+from jaxneg.devices import sharded
 from jaxneg.errors import InputError
 from jaxneg.samplers import exclude as excluding
 from jaxneg.samplers.base import Proposal, check_counts
@@ -39,7 +40,7 @@ def cohort(
 
     `probabilities`: of the positive's own cohort, and of the other two in the order head, mid, tail. A cohort that is
     empty, or wholly in the user's history, hands its probability to the others in proportion. Masked where the
-    target is a pad and where no item is left. Cohorts are `jaxneg.cohorts`'s. Raises InputError if `probabilities` is
+    target is a pad and where no item is left. Cohorts are `jaxneg.data.cohorts`'s. Raises InputError if `probabilities` is
     no distribution over three.
     """
     if len(probabilities) != NUM_COHORTS or min(probabilities) < 0 or abs(sum(probabilities) - 1) > 1e-6:

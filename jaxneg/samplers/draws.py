@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Key, UInt32
 
-from jaxneg.hashing import hashed
+from jaxneg.hashing import hashed, multiply_wide
 from jaxneg.samplers.exclude import count_at_most
 
 SMALL_BOUND = 1 << 16  # below it, one 32-bit word leaves a bias under 2**-16
@@ -31,15 +31,6 @@ def bits_of_each(keys: Key[Array, "*S"], number: int) -> UInt32[Array, "*S n"]:
     """`number` words from each of several keys."""
     words = jax.vmap(lambda key: jax.random.bits(key, (number,), jnp.uint32))(keys.reshape(-1))
     return words.reshape(*keys.shape, number)
-
-
-def multiply_wide(words: UInt32[Array, "*S"], bound: UInt32[Array, "*#S"]) -> tuple[Array, Array]:
-    """The high and the low 32 bits of the 64-bit product, in 16-bit halves (jax has no 64-bit integers by default)."""
-    low_word, high_word = words & 0xFFFF, words >> 16
-    low_bound, high_bound = bound & 0xFFFF, bound >> 16
-    middle = high_word * low_bound + (low_word * low_bound >> 16)
-    other_middle = low_word * high_bound + (middle & 0xFFFF)
-    return high_word * high_bound + (middle >> 16) + (other_middle >> 16), words * bound
 
 
 def integers_and_fraction(key: Key[Array, ""], bound: Int[Array, "*#S"], shape: tuple[int, ...]):

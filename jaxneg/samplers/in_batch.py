@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, UInt32
 
-from jaxneg import sharded
+from jaxneg.devices import sharded
 from jaxneg.samplers import exclude as excluding
 from jaxneg.samplers.base import Proposal, check_counts, check_scope, normalised
 from jaxneg.samplers.draws import first_permitted, hashed_bits

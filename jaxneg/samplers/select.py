@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 from jaxneg.errors import InputError
-from jaxneg.samplers.draws import bits_of_each, multiply_wide
+from jaxneg.hashing import multiply_wide
+from jaxneg.samplers.draws import bits_of_each
 from jaxneg.types import Negatives
 
 # Masks instead of places, for at least so many of at most so many: on a CPU their threshold is quicker than lax.top_k

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from jaxneg import sharded
+from jaxneg.devices import sharded
 from jaxneg.errors import InputError
 from jaxneg.samplers import alias
 from jaxneg.samplers import exclude as excluding

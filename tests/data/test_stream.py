@@ -6,11 +6,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from jaxneg import checkpoint, experiment, memory, parallel, plan, run_data, train, writer
-from jaxneg import config as config_lib
+from jaxneg import files
 from jaxneg.data import dataset as data
 from jaxneg.data import stream
+from jaxneg.devices import memory
+from jaxneg.devices import mesh as mesh_lib
 from jaxneg.errors import InputError
+from jaxneg.run import capacity, checkpoint, experiment, loop
+from jaxneg.run import config as config_lib
+from jaxneg.run import inputs as run_inputs
+from jaxneg.run import programs as plan_lib
+from jaxneg.training import step as training
 from jaxneg.types import Batch, EvalCases
 
 SMALL = {
@@ -41,7 +47,7 @@ def config_of(cache, **others):
 def made(cache, folder, **others):
     config = config_lib.resolve(config_of(cache, **others))
     prepared = data.load(experiment.prepare_data(config))
-    return plan.on_devices(plan.make_plan(config, folder, prepared, range(config.num_seeds)))
+    return plan_lib.on_devices(plan_lib.make_plan(config, folder, prepared, range(config.num_seeds)))
 
 
 @pytest.mark.parametrize("osf", [float("inf"), 0.7])
@@ -49,20 +55,20 @@ def test_the_batches_are_those_that_the_device_draws(cache, tmp_path, small_bloc
     """Of every step and seed, bit for bit, across blocks, with a pool of keys that is used up and without."""
     there, streamed = made(cache, tmp_path, osf=osf), made(cache, tmp_path, osf=osf, data__stream="on")
     assert streamed.dataset is None and there.stream is None
-    keys = parallel.seed_keys(there.layout, 0)
-    state = there.programs.init(keys, parallel.repeat(there.layout, there.hyper))
+    keys = mesh_lib.seed_keys(there.layout, 0)
+    state = there.programs.init(keys, mesh_lib.repeat(there.layout, there.hyper))
     history_size, pool_size = data.longest_history(there.dataset), None if osf > 1 else int(osf * there.steps_per_epoch)
     assert streamed.stream.history_size == history_size
 
     @jax.jit
     def draw(key, step):
-        keys = train.pooled_keys(key, step, pool_size)
+        keys = training.pooled_keys(key, step, pool_size)
         return data.draw_batch(keys.batch, there.dataset, batch_size=16, max_len=10, num_items=80,
                                history_size=history_size)  # fmt: skip
 
     first = 5
     step, distinct = first, set()
-    for stop, block in plan.drawn_from(streamed, state, first):
+    for stop, block in plan_lib.drawn_from(streamed, state, first):
         assert stop - step <= streamed.stream.num_steps
         while step < min(stop, there.last_step):
             for seed in range(2):
@@ -86,7 +92,7 @@ def assert_same_results(folder, other):
     for name in ("results.csv", "baselines.csv"):
         pd.testing.assert_frame_equal(without_times(folder / name), without_times(other / name), rtol=1e-5)
     for name in ("cases.npz", "model.npz"):
-        mine, theirs = writer.read_arrays(folder / name), writer.read_arrays(other / name)
+        mine, theirs = files.read_arrays(folder / name), files.read_arrays(other / name)
         assert mine.keys() == theirs.keys()
         for key in mine:
             if "key/bias" not in key:  # moves by rounding alone: a softmax over keys does not feel it
@@ -109,7 +115,7 @@ def test_a_streamed_run_has_the_results_of_one_in_memory(cache, tmp_path, in_mem
 
     The blocks end at no evaluation, nor where a dispatch would.
     """
-    words, told = experiment.loss_in_words, []
+    words, told = loop.loss_in_words, []
 
     def die_at_the_tenth(*arguments):
         told.append(words(*arguments))
@@ -118,7 +124,7 @@ def test_a_streamed_run_has_the_results_of_one_in_memory(cache, tmp_path, in_mem
         return told[-1]
 
     monkeypatch.setattr(checkpoint, "COST", 0)
-    monkeypatch.setattr(experiment, "loss_in_words", die_at_the_tenth)
+    monkeypatch.setattr(loop, "loss_in_words", die_at_the_tenth)
     with pytest.raises(MemoryError):
         experiment.run(config_of(cache, data__stream="on", checkpoint_seconds=0.0, steps_per_dispatch=2, **OTHERS),
                        tmp_path)  # fmt: skip
@@ -134,16 +140,16 @@ def test_auto_streams_what_would_take_a_quarter_of_the_memory(cache, tmp_path, m
     assert sum(array.nbytes for array in data.training_set(prepared)) <= size
     for there, wanted in ((5 * size, False), (3 * size, True), (None, False)):
         monkeypatch.setattr(memory, "device_bytes", lambda device, there=there: there)
-        assert run_data.is_streamed(config, prepared, plan.seed_layout(config, 1)) is wanted
+        assert run_inputs.is_streamed(config, prepared, plan_lib.seed_layout(config, 1)) is wanted
     monkeypatch.undo()
     plans = []
-    for share in (run_data.STREAM_SHARE, 0.0):
-        monkeypatch.setattr(run_data, "STREAM_SHARE", share)
-        plans.append(plan.make_plan(config, tmp_path, prepared, range(2)))
+    for share in (run_inputs.STREAM_SHARE, 0.0):
+        monkeypatch.setattr(run_inputs, "STREAM_SHARE", share)
+        plans.append(plan_lib.make_plan(config, tmp_path, prepared, range(2)))
     assert plans[0].stream is None and plans[1].dataset is None
     blocks = memory.tree_bytes(stream.shapes(plans[1].stream))
     data_bytes = memory.tree_bytes(plans[0].dataset)
-    more = plan.needed_bytes(plans[1]).training - plan.needed_bytes(plans[0]).training
+    more = capacity.needed_bytes(plans[1]).training - capacity.needed_bytes(plans[0]).training
     of_turn = blocks / 2  # a seed that takes its turn has a copy of its own rows
     held = (1 + stream.AHEAD) * blocks + of_turn
     assert held - 1.2 * data_bytes < more < held * 1.05

@@ -11,7 +11,7 @@ import pytest
 from scipy import stats
 
 from jaxneg import losses, samplers
-from jaxneg.cohorts import cohorts
+from jaxneg.data.cohorts import cohorts
 from jaxneg.types import Batch, Negatives
 
 # Compiling is what these tests take long for, so the compiler is told not to optimise.

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from jaxneg import hashing
 from jaxneg.samplers import draws
 
 in_batch = sys.modules["jaxneg.samplers.in_batch"]  # the package's name `in_batch` is the function
@@ -17,7 +18,7 @@ def test_multiply_wide():
     edge = [0, 1, 2, 0xFFFF, 0x10000, 0x10001, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF]
     random = np.random.default_rng(0).integers(0, 1 << 32, 200).tolist()
     first, second = (np.array(x, np.uint32) for x in zip(*[(a, b) for a in edge + random for b in edge], strict=True))
-    high, low = draws.multiply_wide(jnp.asarray(first), jnp.asarray(second))
+    high, low = hashing.multiply_wide(jnp.asarray(first), jnp.asarray(second))
     right = [int(a) * int(b) for a, b in zip(first, second, strict=True)]
     assert [(int(h) << 32) + int(x) for h, x in zip(np.asarray(high), np.asarray(low), strict=True)] == right
 

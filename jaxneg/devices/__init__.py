@@ -1,0 +1,1 @@
+"""Devices: the mesh, tables split over it, several hosts, and memory."""

@@ -1,0 +1,299 @@
+"""What a run will do, before it does it: the programs, the data, and the memory that they need."""
+
+import functools
+import math
+import pathlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxneg import losses, samplers
+from jaxneg.data import dataset as data
+from jaxneg.data import stream
+from jaxneg.devices import hosts
+from jaxneg.devices import mesh as mesh_lib
+from jaxneg.errors import InputError
+from jaxneg.evaluation import ranks as ranking
+from jaxneg.models import sasrec
+from jaxneg.optim import adam as adam_lib
+from jaxneg.optim import compressed, row_tables
+from jaxneg.run import config as config_lib
+from jaxneg.run import inputs as run_inputs
+from jaxneg.run.inputs import Held, Split
+from jaxneg.training import buckets
+from jaxneg.training import loop as training_loop
+from jaxneg.training import step as training
+from jaxneg.types import Dataset
+
+CHOSEN_AT_RANDOM = ("dns", "softmax_hard")  # or may be: each position has its own choice
+BUCKET_OVERFLOW = 1e-3  # chance that a batch is too long for one of its buckets and has to be padded
+MOST_STEPS = 2**31 - 1  # TrainState.step is int32
+SCORES_BYTES = 8 * 2**20  # of candidates that a core works on at a time: more does not stay in its caches
+
+
+class Programs(NamedTuple):
+    """The compiled programs of a run, each for all seeds at once."""
+
+    init: Any  # (keys, hyper) -> state
+    advance: Any  # (number of steps, state, tables, dataset or stream.Block) -> state
+    weights: Any  # state's params -> {"item_table": [S, V+1, D], "encoder": ...}, however they are kept
+    evaluate: Any  # (weights, items, cases) -> num_above [C], num_tied [C], exposure [K, V+1] (and fill)
+
+
+class Plan(NamedTuple):
+    """Everything about a run that does not change while it trains."""
+
+    config: Any
+    folder: pathlib.Path
+    seeds: range  # those that this plan trains, together
+    layout: mesh_lib.Layout
+    programs: Programs
+    dataset: Dataset | None  # None: batches are streamed
+    stream: stream.Stream | None  # where they are
+    items: Any  # what the histories of the cases are windows of
+    tables: Any
+    splits: dict[str, Split]
+    item_counts: np.ndarray
+    hyper: training.Hyper
+    steps_per_epoch: int
+
+    @property
+    def last_step(self) -> int:
+        return self.config.num_epochs * self.steps_per_epoch
+
+
+class Parts(NamedTuple):
+    """What a config names, made."""
+
+    model: sasrec.SASRec
+    method: samplers.Method
+    optimizer: optax.GradientTransformation
+    item_table: row_tables.ItemTable
+
+
+def make_plan(config, folder: pathlib.Path, prepared: data.Prepared, seeds: range) -> Plan:
+    """The plan for these seeds, its data still on the host; compiles nothing yet. Raises InputError."""
+    num_items, counts = prepared.num_items, np.asarray(prepared.item_counts)
+    layout = seed_layout(config, len(seeds))
+    steps_per_epoch = count_steps(config, prepared.num_users)
+    pool_size = None if math.isinf(config.osf) else max(1, math.floor(config.osf * steps_per_epoch))
+    parts = make_parts(config, layout, num_items)
+    held = run_inputs.hold(config, layout, prepared, pool_size)
+    targets = count_targets(config, held.rows, num_items)
+    tables = split_by_item(layout, parts.method.proposal.init(counts, targets), num_items)
+    step = make_step(config, layout, parts, held, num_items, len(seeds), steps_per_epoch, pool_size)
+    seen = run_inputs.max_history(prepared, config.eval.rolling_history) if config.eval.filter_seen else 0
+    programs = make_programs(config, layout, parts, held, step, tables, num_items, seen)
+    hyper = training.Hyper(
+        learning_rate=np.float32(config.learning_rate),
+        dropout=np.float32(config.model.dropout),
+        negative_weight=np.float32(config.loss.negative_weight),
+    )
+    return Plan(
+        config, folder, seeds, layout, programs, held.dataset, held.stream, held.items, tables, held.splits,
+        counts, hyper, steps_per_epoch,
+    )  # fmt: skip
+
+
+def count_steps(config, num_users: int) -> int:
+    """Steps of an epoch. Raises InputError where those of all epochs are too many to count."""
+    steps_per_epoch = max(1, num_users // config.batch_size)
+    if config.num_epochs * steps_per_epoch > MOST_STEPS:
+        most = MOST_STEPS // steps_per_epoch
+        raise InputError(f"config.num_epochs={config.num_epochs} is too many: {most} or fewer of {steps_per_epoch:,} "
+                         f"steps each, since steps are counted to {MOST_STEPS:,}")  # fmt: skip
+    return steps_per_epoch
+
+
+def make_parts(config, layout: mesh_lib.Layout, num_items: int) -> Parts:
+    """The model, the method, Adam and the form of the item table."""
+    settings = samplers.Settings(**{name: config.sampler[name] for name in samplers.Settings._fields})
+    adam = config.optimizer
+    split = functools.partial(mesh_lib.split, layout, "model")
+    return Parts(
+        model=sasrec.SASRec(**{name: config.model[name] for name in sasrec.SETTINGS}),
+        method=samplers.make(config.method, num_items, settings),
+        optimizer=adam_lib.adam(adam.b1, adam.b2, adam.epsilon, adam.tensorflow_epsilon),
+        item_table=compressed.item_table(item_table_form(config, num_items), adam.moments, split),
+    )
+
+
+def make_step(
+    config,
+    layout: mesh_lib.Layout,
+    parts: Parts,
+    held: Held,
+    num_items: int,
+    num_seeds: int,
+    steps_per_epoch: int,
+    pool_size: int | None,
+) -> training.Step:
+    """The training step of one seed."""
+    loss_settings = losses.Settings(**{name: config.loss[name] for name in losses.Settings._fields})
+    num_candidates = parts.method.num_candidates
+    unselected = num_candidates - parts.method.num_kept if config.loss.keep_unselected else 0
+    cut = make_buckets(config, held.rows, num_seeds, layout.devices_per_seed)
+    turns = choose_turns(config, layout, cut, num_candidates)
+    return training.make_step(
+        model=parts.model,
+        method=parts.method,
+        loss=losses.make(config.loss.name, num_items, loss_settings, unselected),
+        optimizer=parts.optimizer,
+        item_table=parts.item_table,
+        part=mesh_lib.part_of_batch(layout),
+        batch_size=config.batch_size,
+        num_items=num_items,
+        history_size=held.history_size,
+        buckets=make_buckets(config, held.rows, num_seeds, layout.devices_per_seed * turns),
+        turns=turns,
+        pool_size=pool_size,
+        half_life=config.learning_rate_half_life * steps_per_epoch,
+        count_pads=config.loss.count_pads,
+        streamed=held.stream is not None,
+    )
+
+
+def make_programs(
+    config, layout: mesh_lib.Layout, parts: Parts, held: Held, step: training.Step, tables, num_items: int, max_seen: int
+) -> Programs:
+    """The programs of all seeds together; `max_seen` is the longest history that is left out of a ranking, or 0."""
+    model, ks = parts.model, tuple(config.eval.ks)
+    budget = config.eval.memory_mb * 2**20
+    chunks = ranking.choose_chunks(num_items, model.width, layout.seeds_per_device, budget)
+
+    def init(key, hyper):
+        return training.init_state(key, hyper, model=model, num_items=num_items, optimizer=parts.optimizer,
+                                item_table=parts.item_table)  # fmt: skip
+
+    def rank(params, items, cases):
+        encode = functools.partial(sasrec.encode, model, params)
+        bounds = (cases.history_start, cases.history_end)
+        hidden = ranking.encode_histories(
+            encode, items, *bounds, max_len=model.max_len, chunk_size=chunks.case_chunk
+        )
+        ranked = ranking.rank_hidden(hidden, params["item_table"], items, cases, ks, chunks, max_seen)
+        num_above, num_tied, exposure = ranked
+        return num_above, num_tied, mesh_lib.total_over_data(layout, exposure)
+
+    make_state = mesh_lib.made_on_devices(init, layout)
+    state_specs = mesh_lib.specs(state_shapes(layout, make_state), mesh_lib.SEED)
+    source = True if held.stream is not None else mesh_lib.specs(held.dataset)
+    advance = mesh_lib.over_devices(
+        functools.partial(training_loop.run_groups, step, mesh_lib.group_size(layout)), layout,
+        (False, state_specs, mesh_lib.specs(tables), source), donate=(1,), out_specs=state_specs,
+    )  # fmt: skip
+    checked = functools.partial(training_loop.run_checked, training_loop.check_step(step), step.feed_axis)
+    return Programs(
+        init=make_state,
+        advance=checked if config.debug else advance,
+        weights=parts.item_table.weights,
+        evaluate=mesh_lib.over_seeds(
+            rank, layout, (state_specs.params, mesh_lib.specs(held.items), mesh_lib.DATA),
+            out_specs=mesh_lib.EVALUATED, use="evaluate"),
+    )
+
+
+def seed_layout(config, num_seeds: int) -> mesh_lib.Layout:
+    """The mesh of a config. Raises InputError where the devices or the batch do not go with it."""
+    data_axis = 1 if config.debug else config.mesh.data
+    return mesh_lib.seed_layout(num_seeds, data=data_axis, model=config.mesh.model, batch_size=config.batch_size)
+
+
+def split_by_item(layout: mesh_lib.Layout, tables: Any, num_items: int) -> Any:
+    """A sampler's tables, those with a row for each item split as the item table is."""
+    def part(table):
+        return mesh_lib.split(layout, "model", table) if len(table) in (num_items, num_items + 1) else table
+
+    return jax.tree.map(part, tables)
+
+
+def count_targets(config, rows: data.Rows, num_items: int) -> np.ndarray | None:
+    """How often each item is a training target, where a sampler asks for it; each host counts for some users."""
+    if "in_batch" not in config_lib.distributions(config_lib.flatten(config)):
+        return None
+    own = rows._replace(train_users=rows.train_users[hosts.own_share(len(rows.train_users))])
+    return hosts.total(data.target_counts(own, config.model.max_len, num_items))
+
+
+def drawn_from(plan: Plan, state: training.TrainState, step: int) -> Iterator[tuple[int, Any]]:
+    """What the steps from `step` on draw from: (one past the last of them, what `advance` takes), in their order."""
+    if plan.stream is None:
+        yield plan.last_step, plan.dataset
+    else:
+        put = functools.partial(mesh_lib.put_per_seed, plan.layout)
+        keys = jax.random.wrap_key_data(jnp.asarray(hosts.whole(jax.random.key_data(state.key))))
+        yield from stream.load(plan.stream, keys, step, plan.last_step, put)
+
+
+def item_table_form(config, num_items: int) -> str:
+    """"dense" or "sparse", what `optimizer.item_table` comes to for a catalogue of this size.
+
+    auto looks at the catalogue only, so that all methods on one data set are trained alike; but a loss over the whole
+    catalogue, and the released code's form, are always dense, and a table that is split over devices is sparse.
+    """
+    form = config.optimizer.item_table
+    if form != "auto":
+        return form
+    large = num_items >= row_tables.SPARSE_FROM or config.mesh.model > 1
+    return "sparse" if large and config.method != "catalogue" and not config.reference else "dense"
+
+
+def with_item_table(config, num_items: int):
+    """The config with auto replaced by the form it comes to, so that a run's record tells which one it was."""
+    values = config_lib.flatten(config) | {"optimizer.item_table": item_table_form(config, num_items)}
+    changed = config_lib.base()
+    changed.update_from_flattened_dict(values)
+    return config_lib.resolve(changed)
+
+
+def drawn_per_position(config) -> bool:
+    """Whether positions have candidates of their own, and do not share those of their sequence or batch."""
+    drawn = config_lib.distributions(config_lib.flatten(config))
+    return "popularity_cohort" in drawn or config.sampler.scope == "position"
+
+
+def choose_turns(config, layout: mesh_lib.Layout, cut: tuple[buckets.Bucket, ...], num_candidates: int) -> int:
+    """In how many parts a device works out the gradient of its share of a batch.
+
+    On a CPU scores of thousands of shared candidates are worked on while they are in its caches; an accelerator is
+    given all at once. Candidates of a position's own are slower in parts.
+    """
+    if layout.mesh.devices.flat[0].platform != "cpu" or drawn_per_position(config):
+        return 1
+    positions = sum(rows * length for rows, length in cut) or config.batch_size * config.model.max_len
+    own_rows = config.batch_size // layout.devices_per_seed
+    wanted = 4 * positions * num_candidates / layout.devices_per_seed / SCORES_BYTES
+    turns = 1
+    while turns < 0.75 * wanted and own_rows % (2 * turns) == 0:
+        turns *= 2
+    return turns
+
+
+def make_buckets(config, dataset: Dataset | data.Rows, num_seeds: int, parts: int = 1) -> tuple[buckets.Bucket, ...]:
+    """How batches are cut so that few pads are computed; () where every sequence is to be padded to max_len."""
+    if config.loss.count_pads and (drawn_per_position(config) or config.method in CHOSEN_AT_RANDOM):
+        return ()  # each left-out pad would need negatives of its own
+    overflow = BUCKET_OVERFLOW / num_seeds
+    lengths = data.input_lengths(dataset)
+    return buckets.choose_buckets(lengths, config.batch_size, config.model.max_len, config.num_buckets, overflow, parts)
+
+
+def state_shapes(layout: mesh_lib.Layout, make_state: Any) -> training.TrainState:
+    """The shapes of the state that `Programs.init` makes."""
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), layout.num_rows))
+    number = jax.ShapeDtypeStruct((layout.num_rows,), np.float32)
+    return jax.eval_shape(make_state, keys, training.Hyper(number, number, number))
+
+
+def on_devices(plan: Plan) -> Plan:
+    """The plan with its data on the devices."""
+    put = functools.partial(mesh_lib.put, plan.layout)
+    splits = {name: split._replace(cases=put(split.cases, mesh_lib.DATA)) for name, split in plan.splits.items()}
+    dataset = put(plan.dataset)
+    items = put(plan.items) if dataset is None else dataset.items
+    return plan._replace(dataset=dataset, items=items, tables=put(plan.tables), splits=splits)
+

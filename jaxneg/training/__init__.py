@@ -1,0 +1,1 @@
+"""Training: one step, many of them in one program, and batches cut by length."""
