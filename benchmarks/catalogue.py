@@ -51,9 +51,15 @@ def compiled(form: str, num_items: int, dataset: Dataset, options):
     model, adam = sasrec.SASRec(2, 1, 50, options.length), adam_lib.adam()
     item_table = row_tables.ITEM_TABLES[form]
     step = training.make_step(
-        model=model, method=method, loss=losses.make("bce", num_items), optimizer=adam, item_table=item_table,
-        batch_size=options.batch, num_items=num_items, history_size=data.longest_history(dataset),
-    )  # fmt: skip
+        model=model,
+        method=method,
+        loss=losses.make("bce", num_items),
+        optimizer=adam,
+        item_table=item_table,
+        batch_size=options.batch,
+        num_items=num_items,
+        history_size=data.longest_history(dataset),
+    )
     layout = mesh_lib.seed_layout(options.seeds)
     init = functools.partial(
         training.init_state, model=model, num_items=num_items, optimizer=adam, item_table=item_table
@@ -85,7 +91,9 @@ def main():
     for name, value in defaults.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--items", type=int, nargs="+", default=[10**4, 10**5, 10**6, 10**7])
-    parser.add_argument("--forms", nargs="+", choices=list(row_tables.ITEM_TABLES), default=list(row_tables.ITEM_TABLES))
+    parser.add_argument(
+        "--forms", nargs="+", choices=list(row_tables.ITEM_TABLES), default=list(row_tables.ITEM_TABLES)
+    )
     options = parser.parse_args()
     print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, {vars(options)}", flush=True)
     runs = {}

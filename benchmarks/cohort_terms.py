@@ -35,9 +35,13 @@ def shares(config, prepared: data.Prepared, num_batches: int) -> tuple[np.ndarra
     def terms(key):
         batch_key, proposal_key = jax.random.split(key)
         batch = data.draw_batch(
-            batch_key, dataset, batch_size=config.batch_size, max_len=config.model.max_len,
-            num_items=prepared.num_items, history_size=data.longest_history(dataset),
-        )  # fmt: skip
+            batch_key,
+            dataset,
+            batch_size=config.batch_size,
+            max_len=config.model.max_len,
+            num_items=prepared.num_items,
+            history_size=data.longest_history(dataset),
+        )
         candidates = method.proposal.sample(proposal_key, tables, batch)
         counted = (batch.targets > 0).astype(jnp.float32)
         weight = candidates.mask / jnp.maximum(jnp.sum(candidates.mask, axis=-1, keepdims=True), 1)
@@ -68,8 +72,10 @@ def report() -> None:
         prepared = prepared or data.load(experiment.prepare_data(config))
         positive, negative = shares(config, prepared, options.batches)
         lines.append((name, negative, positive / negative))
-    print(f"{prepared.num_items:,} items; of the positives, head, mid and tail are "
-          + ", ".join(f"{share:.2f}" for share in positive))  # fmt: skip
+    print(
+        f"{prepared.num_items:,} items; of the positives, head, mid and tail are "
+        + ", ".join(f"{share:.2f}" for share in positive)
+    )
     print("| method | head among the negatives | mid | tail | positives per negative: head | mid | tail |")
     print("|---|---|---|---|---|---|---|")
     for name, negative, ratio in lines:

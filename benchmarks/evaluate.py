@@ -72,8 +72,12 @@ def main():
 
     print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}: {num_items:,} items, {num_cases:,} cases, {chunks}")
     print(f"{'':24}{'cases/s':>14}{'x sort':>9}{'cases/CPU-s':>14}{'x sort':>9}")
-    rates = {name: [(num_sorted if name == "sort" else num_cases) / statistics.median(seconds[name])
-                    for seconds in (wall, cpu)] for name in rivals}  # fmt: skip
+    rates = {
+        name: [
+            (num_sorted if name == "sort" else num_cases) / statistics.median(seconds[name]) for seconds in (wall, cpu)
+        ]
+        for name in rivals
+    }
     for name, own in rates.items():
         told = (f"{rate:14,.0f}{rate / base:9.1f}" for rate, base in zip(own, rates["sort"], strict=True))
         print(f"{name:24}{''.join(told)}")

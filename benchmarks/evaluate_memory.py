@@ -57,9 +57,16 @@ def measure(num_items: int, num_histories: int, width: int, bound_mb: int) -> di
     scores = np.asarray(table)[1:] @ np.asarray(hidden)[0]
     assert num_above[0] == (scores > scores[targets[0] - 1]).sum()  # it did rank
     assert exposure.sum(axis=1).tolist() == [10 * num_histories, 50 * num_histories]
-    return {"memory_mb": bound_mb, "case_chunk": chunks.case_chunk, "item_chunk": chunks.item_chunk,
-            "table_mb": round(table.nbytes / 2**20), "before_mb": round(before), "peak_mb": round(peak),
-            "beyond_before_mb": round(peak - before), "allowed_mb": bound_mb + CONSTANT_MB}  # fmt: skip
+    return {
+        "memory_mb": bound_mb,
+        "case_chunk": chunks.case_chunk,
+        "item_chunk": chunks.item_chunk,
+        "table_mb": round(table.nbytes / 2**20),
+        "before_mb": round(before),
+        "peak_mb": round(peak),
+        "beyond_before_mb": round(peak - before),
+        "allowed_mb": bound_mb + CONSTANT_MB,
+    }
 
 
 def main() -> None:
@@ -81,8 +88,13 @@ def main() -> None:
         print(rows[-1], flush=True)
     if given.out:
         device = jax.devices()[0].device_kind
-        record = {"command": f"python benchmarks/evaluate_memory.py {' '.join(shape)}", "jax": jax.__version__,
-                  "device": device, "constant_mb": CONSTANT_MB, "bounds": rows}  # fmt: skip
+        record = {
+            "command": f"python benchmarks/evaluate_memory.py {' '.join(shape)}",
+            "jax": jax.__version__,
+            "device": device,
+            "constant_mb": CONSTANT_MB,
+            "bounds": rows,
+        }
         pathlib.Path(given.out).parent.mkdir(parents=True, exist_ok=True)
         pathlib.Path(given.out).write_text(json.dumps(record, indent=1) + "\n")
 

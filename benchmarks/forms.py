@@ -57,9 +57,11 @@ def main(_):
             found[value] = {name: table[name].to_numpy() for name in METRICS}
             sizes[value], seconds[value] = table_bytes(config, prepared), table["train_seconds"].sum()
     first = VALUES.value[0]
-    print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, {config.dataset}, {config.num_seeds} seeds, "
-          f"{config.num_epochs} epochs of {max(1, prepared.num_users // config.batch_size)} steps, "
-          f"{prepared.num_items:,} items of width {config.model.width}")  # fmt: skip
+    print(
+        f"{jax.devices()[0].device_kind}, jax {jax.__version__}, {config.dataset}, {config.num_seeds} seeds, "
+        f"{config.num_epochs} epochs of {max(1, prepared.num_users // config.batch_size)} steps, "
+        f"{prepared.num_items:,} items of width {config.model.width}"
+    )
     print(f"| {FIELD.value} | table, MiB | training, s | HR@10 | minus {first} | NDCG@10 | minus {first} |")
     print("|---|---|---|---|---|---|---|")
     for value, of_seeds in found.items():
@@ -67,12 +69,16 @@ def main(_):
         for name in METRICS:
             less = of_seeds[name] - found[first][name]
             error = less.std(ddof=1) / np.sqrt(len(less)) if len(less) > 1 else np.nan
-            cells += [f"{of_seeds[name].mean():.4f} ± {of_seeds[name].std(ddof=1) if len(less) > 1 else np.nan:.4f}",
-                      f"{less.mean():+.4f} ± {error:.4f}"]  # fmt: skip
+            cells += [
+                f"{of_seeds[name].mean():.4f} ± {of_seeds[name].std(ddof=1) if len(less) > 1 else np.nan:.4f}",
+                f"{less.mean():+.4f} ± {error:.4f}",
+            ]
         print(f"| {value} | {sizes[value] / 2**20:.2f} | {seconds[value]:.0f} | {' | '.join(cells)} |")
     if JSON.value:
-        record = {value: {name: values.tolist() for name, values in of_seeds.items()} | {"table_bytes": sizes[value]}
-                  for value, of_seeds in found.items()}  # fmt: skip
+        record = {
+            value: {name: values.tolist() for name, values in of_seeds.items()} | {"table_bytes": sizes[value]}
+            for value, of_seeds in found.items()
+        }
         pathlib.Path(JSON.value).write_text(json.dumps(record, indent=1) + "\n")
 
 

@@ -27,8 +27,12 @@ from jaxneg.evaluation import rows as results
 from jaxneg.run import config as config_lib
 from jaxneg.run import experiment, tune, tuned
 
-SETTINGS = {"ml100k": tuned.ML10M, "ml1m": tuned.ML10M, "beauty5core": tuned.BEAUTY,
-            "online_retail": tuned.RETAILROCKET}  # fmt: skip
+SETTINGS = {
+    "ml100k": tuned.ML10M,
+    "ml1m": tuned.ML10M,
+    "beauty5core": tuned.BEAUTY,
+    "online_retail": tuned.RETAILROCKET,
+}
 LEARNING_RATES = (1e-3, 3e-3, 1e-2)
 NUM_SHARED = 1000  # negatives that the batch shares
 METRICS = ("ndcg@10", "hr@10", "balance")
@@ -44,21 +48,36 @@ class Recipe(NamedTuple):
 SHARED = {"batch_size": 128, "sampler.scope": "batch"}
 RECIPES = {method: Recipe(method, {}) for method in config_lib.PAPER_METHODS} | {
     "softmax": Recipe("uniform", SHARED | {"sampler.num_uniform": NUM_SHARED, "loss.name": "sampled_softmax"}),
-    "softmax_popular": Recipe("mixed", SHARED | {
-        "sampler.mixture": ("uniform", "popularity"), "sampler.num_uniform": NUM_SHARED // 2,
-        "sampler.num_popularity": NUM_SHARED // 2, "loss.name": "infonce"}),
+    "softmax_popular": Recipe(
+        "mixed",
+        SHARED
+        | {
+            "sampler.mixture": ("uniform", "popularity"),
+            "sampler.num_uniform": NUM_SHARED // 2,
+            "sampler.num_popularity": NUM_SHARED // 2,
+            "loss.name": "infonce",
+        },
+    ),
     "hard": Recipe("dns", {"batch_size": 128, "sampler.num_uniform": 200, "sampler.num_kept": 5, "loss.name": "bpr"}),
-}  # fmt: skip
+}
 
 
 def run(dataset: str, file: str, name: str, options) -> pd.DataFrame:
     """The rows of results.csv of one recipe on one data set, its learning rate tuned before."""
     recipe, folder = RECIPES[name], pathlib.Path(options.out) / dataset
     config = main.load_config(f"configs/interactions.py:{recipe.method}")
-    config.update_from_flattened_dict(SETTINGS[dataset][recipe.method] | {
-        "dataset": dataset, "data.path": file, "num_epochs": options.epochs, "eval_every": options.eval_every,
-        "num_seeds": 1, "model.max_len": options.length,
-    } | recipe.fields)  # fmt: skip
+    config.update_from_flattened_dict(
+        SETTINGS[dataset][recipe.method]
+        | {
+            "dataset": dataset,
+            "data.path": file,
+            "num_epochs": options.epochs,
+            "eval_every": options.eval_every,
+            "num_seeds": 1,
+            "model.max_len": options.length,
+        }
+        | recipe.fields
+    )
     fixed = config_lib.flatten(config)
     choices = {field: (fixed[field],) for field in tune.CHOICES} | {"learning_rate": LEARNING_RATES}
     found = tune.search(config, folder / "tuned" / name, 1, choices)
@@ -98,10 +117,23 @@ def draw(found: pd.DataFrame, path: pathlib.Path) -> None:
     for axes, dataset in zip(figure.subplots(1, len(datasets), squeeze=False)[0], datasets, strict=True):
         for number, (_, row) in enumerate(found[found["dataset"] == dataset].iterrows()):
             marker = "o" if row["name"] in config_lib.PAPER_METHODS else "s"
-            axes.errorbar(row["balance"], row["ndcg@10"], row["ndcg@10_std"], row["balance_std"], marker=marker,
-                          color=f"C{number}", capsize=2)  # fmt: skip
-            axes.annotate(row["name"], (row["balance"], row["ndcg@10"]), xytext=(4, 4), textcoords="offset points",
-                          fontsize=8, color=f"C{number}")  # fmt: skip
+            axes.errorbar(
+                row["balance"],
+                row["ndcg@10"],
+                row["ndcg@10_std"],
+                row["balance_std"],
+                marker=marker,
+                color=f"C{number}",
+                capsize=2,
+            )
+            axes.annotate(
+                row["name"],
+                (row["balance"], row["ndcg@10"]),
+                xytext=(4, 4),
+                textcoords="offset points",
+                fontsize=8,
+                color=f"C{number}",
+            )
         axes.set(title=dataset, xlabel="Balance", ylabel="NDCG@10")
         axes.margins(x=0.15)  # room for the names
         axes.grid(alpha=0.3)
@@ -117,8 +149,14 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
         parser.add_argument(f"--{name}", metavar="FILE", help="its interaction file; left out where it is not given")
     for name, default in {"epochs": 20, "eval-every": 4, "seeds": 3, "length": 50}.items():
         parser.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
-    parser.add_argument("--methods", nargs="*", default=list(RECIPES), choices=RECIPES, metavar="NAME",
-                        help=f"some of {', '.join(RECIPES)}")  # fmt: skip
+    parser.add_argument(
+        "--methods",
+        nargs="*",
+        default=list(RECIPES),
+        choices=RECIPES,
+        metavar="NAME",
+        help=f"some of {', '.join(RECIPES)}",
+    )
     return parser.parse_args(arguments)
 
 

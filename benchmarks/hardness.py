@@ -41,24 +41,50 @@ def sweeps(options) -> list[Sweep]:
     """DNS over M with N fixed, DNS over N with M = 1, Softmax-v over rho with N fixed."""
     pool = options.pool
     return [
-        Sweep("dns_m", "dns", f"M of DNS(M, {pool})",
-              {m: {"sampler.num_uniform": pool, "sampler.num_kept": m} for m in options.m if m <= pool}, rising=False),
-        Sweep("dns_n", "dns", "N of DNS(1, N)",
-              {n: {"sampler.num_uniform": n, "sampler.num_kept": 1} for n in options.n}, rising=True),
-        Sweep("softmax_rho", "softmax_hard", f"rho of Softmax-v(rho, {pool})",
-              {rho: {"sampler.num_uniform": pool, "sampler.num_kept": min(options.draws, pool), "sampler.rho": rho}
-               for rho in options.rho}, rising=True),
-    ]  # fmt: skip
+        Sweep(
+            "dns_m",
+            "dns",
+            f"M of DNS(M, {pool})",
+            {m: {"sampler.num_uniform": pool, "sampler.num_kept": m} for m in options.m if m <= pool},
+            rising=False,
+        ),
+        Sweep(
+            "dns_n",
+            "dns",
+            "N of DNS(1, N)",
+            {n: {"sampler.num_uniform": n, "sampler.num_kept": 1} for n in options.n},
+            rising=True,
+        ),
+        Sweep(
+            "softmax_rho",
+            "softmax_hard",
+            f"rho of Softmax-v(rho, {pool})",
+            {
+                rho: {"sampler.num_uniform": pool, "sampler.num_kept": min(options.draws, pool), "sampler.rho": rho}
+                for rho in options.rho
+            },
+            rising=True,
+        ),
+    ]
 
 
 def run(sweep: Sweep, value: float, options) -> pd.DataFrame:
     """The rows of results.csv of one setting, one for each seed."""
     config = main.load_config(f"{options.config}:{sweep.method}")
-    config.update_from_flattened_dict({
-        "data.path": str(options.file), "num_seeds": options.seeds, "num_epochs": options.epochs,
-        "eval_every": options.eval_every, "eval.ks": KS, "loss.name": options.loss,
-        "learning_rate": options.learning_rate, "model.max_len": options.length, "batch_size": options.batch,
-    } | sweep.settings[value])  # fmt: skip
+    config.update_from_flattened_dict(
+        {
+            "data.path": str(options.file),
+            "num_seeds": options.seeds,
+            "num_epochs": options.epochs,
+            "eval_every": options.eval_every,
+            "eval.ks": KS,
+            "loss.name": options.loss,
+            "learning_rate": options.learning_rate,
+            "model.max_len": options.length,
+            "batch_size": options.batch,
+        }
+        | sweep.settings[value]
+    )
     path = experiment.run(config, pathlib.Path(options.out) / f"{sweep.name}_{value:g}")
     rows = results.read_results(path)[COLUMNS]
     return pd.concat([pd.DataFrame({"sweep": sweep.name, "value": value}, index=rows.index), rows], axis=1)

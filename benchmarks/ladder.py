@@ -47,23 +47,53 @@ def rungs(number: int, width: int) -> list[Rung]:
     """The ladder, with `number` shared negatives; each rung stands on an earlier one."""
     half, popular = number // 2, ("uniform", "popularity")
     return [
-        Rung("bce_1", None, "BCE, one negative for each position",
-             {"method": "uniform", "loss.name": "bce", "sampler.scope": "position", "sampler.num_uniform": 1,
-              "model.width": width}),
-        Rung("bce", "bce_1", f"{number:,} negatives that the batch shares",
-             {"sampler.scope": "batch", "sampler.num_uniform": number}),
+        Rung(
+            "bce_1",
+            None,
+            "BCE, one negative for each position",
+            {
+                "method": "uniform",
+                "loss.name": "bce",
+                "sampler.scope": "position",
+                "sampler.num_uniform": 1,
+                "model.width": width,
+            },
+        ),
+        Rung(
+            "bce",
+            "bce_1",
+            f"{number:,} negatives that the batch shares",
+            {"sampler.scope": "batch", "sampler.num_uniform": number},
+        ),
         Rung("gbce", "bce", "gBCE, t = 0.75", {"loss.name": "gbce", "loss.calibration": 0.75}),
         Rung("softmax", "bce", "sampled softmax", {"loss.name": "sampled_softmax"}),
-        Rung("popular", "softmax", "half of them by popularity, without logQ",
-             {"method": "mixed", "sampler.mixture": popular, "sampler.num_uniform": half,
-              "sampler.num_popularity": half, "loss.name": "infonce"}),
+        Rung(
+            "popular",
+            "softmax",
+            "half of them by popularity, without logQ",
+            {
+                "method": "mixed",
+                "sampler.mixture": popular,
+                "sampler.num_uniform": half,
+                "sampler.num_popularity": half,
+                "loss.name": "infonce",
+            },
+        ),
         Rung("logq", "popular", "the same with logQ", {"loss.name": "sampled_softmax"}),
-        Rung("hard", "softmax", f"the hardest {number // 10:,} of {number:,}",
-             {"method": "dns", "sampler.num_kept": number // 10, "loss.name": "infonce"}),
+        Rung(
+            "hard",
+            "softmax",
+            f"the hardest {number // 10:,} of {number:,}",
+            {"method": "dns", "sampler.num_kept": number // 10, "loss.name": "infonce"},
+        ),
         Rung("wide", "softmax", f"width {2 * width}", {"model.width": 2 * width}),
-        Rung("all_items", "softmax", "all items as negatives (full softmax)",
-             {"method": "catalogue", "loss.name": "full_softmax"}),
-    ]  # fmt: skip
+        Rung(
+            "all_items",
+            "softmax",
+            "all items as negatives (full softmax)",
+            {"method": "catalogue", "loss.name": "full_softmax"},
+        ),
+    ]
 
 
 def fields_of(rung: Rung, ladder: list[Rung]) -> dict[str, Any]:
@@ -75,16 +105,22 @@ def fields_of(rung: Rung, ladder: list[Rung]) -> dict[str, Any]:
 def run(rung: Rung, ladder: list[Rung], options) -> runs.Variant:
     """The finished run of a rung."""
     config = main.load_config(f"{options.config}:uniform")
-    config.update_from_flattened_dict({"data.path": str(options.file), "num_seeds": options.seeds}
-                                      | given(options) | fields_of(rung, ladder))  # fmt: skip
+    config.update_from_flattened_dict(
+        {"data.path": str(options.file), "num_seeds": options.seeds} | given(options) | fields_of(rung, ladder)
+    )
     found = runs.read_run(experiment.run(config, pathlib.Path(options.out) / rung.name).parent)
     return runs.Variant(rung.name, found.method, (found,), found.rows.assign(run=0))
 
 
 def given(options) -> dict[str, Any]:
     """The config fields that the command line sets; the config file has the others."""
-    names = {"epochs": "num_epochs", "eval_every": "eval_every", "learning_rate": "learning_rate",
-             "batch": "batch_size", "length": "model.max_len"}  # fmt: skip
+    names = {
+        "epochs": "num_epochs",
+        "eval_every": "eval_every",
+        "learning_rate": "learning_rate",
+        "batch": "batch_size",
+        "length": "model.max_len",
+    }
     return {field: value for name, field in names.items() if (value := getattr(options, name)) is not None}
 
 
@@ -112,23 +148,44 @@ def row(step: Step) -> dict[str, Any]:
     line, (low, high) = step.line, step.interval
     found = {metric: line.summaries[metric] for metric in ("ndcg@10", "hr@10", "balance", "train_seconds")}
     return {
-        "rung": step.rung.name, "below": step.rung.below or "", "what": step.rung.text, "seeds": found["ndcg@10"].n,
-        "ndcg@10": found["ndcg@10"].mean, "ndcg@10_std": found["ndcg@10"].std, "hr@10": found["hr@10"].mean,
-        "balance": found["balance"].mean, "gain": step.gain, "gain_low": low, "gain_high": high, "p": step.p,
+        "rung": step.rung.name,
+        "below": step.rung.below or "",
+        "what": step.rung.text,
+        "seeds": found["ndcg@10"].n,
+        "ndcg@10": found["ndcg@10"].mean,
+        "ndcg@10_std": found["ndcg@10"].std,
+        "hr@10": found["hr@10"].mean,
+        "balance": found["balance"].mean,
+        "gain": step.gain,
+        "gain_low": low,
+        "gain_high": high,
+        "p": step.p,
         "train_seconds": found["train_seconds"].mean,
-    }  # fmt: skip
+    }
 
 
 def table(steps: list[Step]) -> str:
     """The rungs as a Markdown table."""
-    lines = ["| rung | what changes | against | seeds | NDCG@10 | gain (95%) | p | HR@10 | Balance | min per seed |",
-             "|---|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    lines = [
+        "| rung | what changes | against | seeds | NDCG@10 | gain (95%) | p | HR@10 | Balance | min per seed |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
     for each in map(row, steps):
         gain = f"{each['gain']:+.4f} ({each['gain_low']:+.4f} to {each['gain_high']:+.4f})" if each["below"] else ""
         deviation = "" if np.isnan(each["ndcg@10_std"]) else f" ± {each['ndcg@10_std']:.4f}"
         p = "" if np.isnan(each["p"]) else "<0.001" if each["p"] < 0.001 else f"{each['p']:.3f}"
-        cells = (each["rung"], each["what"], each["below"], each["seeds"], f"{each['ndcg@10']:.4f}{deviation}", gain, p,
-                 f"{each['hr@10']:.4f}", f"{each['balance']:.3f}", f"{each['train_seconds'] / 60:.1f}")  # fmt: skip
+        cells = (
+            each["rung"],
+            each["what"],
+            each["below"],
+            each["seeds"],
+            f"{each['ndcg@10']:.4f}{deviation}",
+            gain,
+            p,
+            f"{each['hr@10']:.4f}",
+            f"{each['balance']:.3f}",
+            f"{each['train_seconds'] / 60:.1f}",
+        )
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines) + "\n"
 

@@ -74,11 +74,21 @@ def generate(path: pathlib.Path, num_items: int, num_rows: int) -> None:
 def config_of(given, path: pathlib.Path):
     """The config of a run on a generated file."""
     settings = {
-        "dataset": "large", "data.path": str(path), "data.user_column": "user", "data.item_column": "item",
-        "data.time_column": "time", "data.min_item_rows": 1, "data.cache_dir": str(path.parent / "prepared"),
-        "data.stream": given.stream, "model.width": given.width, "model.max_len": given.length,
-        "batch_size": given.batch, "sampler.num_uniform": 50, "eval.max_users": given.users, "num_epochs": 1000,
-    }  # fmt: skip
+        "dataset": "large",
+        "data.path": str(path),
+        "data.user_column": "user",
+        "data.item_column": "item",
+        "data.time_column": "time",
+        "data.min_item_rows": 1,
+        "data.cache_dir": str(path.parent / "prepared"),
+        "data.stream": given.stream,
+        "model.width": given.width,
+        "model.max_len": given.length,
+        "batch_size": given.batch,
+        "sampler.num_uniform": 50,
+        "eval.max_users": given.users,
+        "num_epochs": 1000,
+    }
     return config_lib.resolve(config_lib.use_method(config_lib.base(), "uniform", settings))
 
 
@@ -128,14 +138,20 @@ def train(given, folder: pathlib.Path) -> dict:
         np.save(folder / f"weights.{name}.npy", np.asarray(array))
     of_large, of_small = np.median(turns, axis=0) / TURN_STEPS
     return {
-        "items": len(large.item_counts) - 1, "streamed": large.stream is not None,
-        "item_table": large.config.optimizer.item_table, "seconds_to_plan": round(ready - start, 1),
-        "seconds_of_the_first_step": round(first[0], 1), "steps": runs[0].step, "loss": round(loss, 4),
-        "ms_per_step": round(1e3 * of_large, 1), "ms_per_step_small": round(1e3 * of_small, 1),
+        "items": len(large.item_counts) - 1,
+        "streamed": large.stream is not None,
+        "item_table": large.config.optimizer.item_table,
+        "seconds_to_plan": round(ready - start, 1),
+        "seconds_of_the_first_step": round(first[0], 1),
+        "steps": runs[0].step,
+        "loss": round(loss, 4),
+        "ms_per_step": round(1e3 * of_large, 1),
+        "ms_per_step_small": round(1e3 * of_small, 1),
         "item_table_small": small.config.optimizer.item_table,
-        "x_small": round(float(np.median([a / b for a, b in turns])), 2), "seconds_of_the_rest": round(rest, 1),
+        "x_small": round(float(np.median([a / b for a, b in turns])), 2),
+        "seconds_of_the_rest": round(rest, 1),
         "table_and_moments_gib": round(memory.tree_bytes(state.params["item_table"]) / 2**30, 2),
-    }  # fmt: skip
+    }
 
 
 def evaluate(given, folder: pathlib.Path) -> dict:
@@ -150,10 +166,14 @@ def evaluate(given, folder: pathlib.Path) -> dict:
     above, tied = (np.asarray(part)[0, : len(test.cold)] for part in ranked[:2])
     seconds = time.perf_counter() - start
     users = len(np.unique(np.asarray(test.cases.users)[: len(test.cold)]))
-    return {"users": users, "cases": len(above), "seconds_of_ranking": round(seconds, 1),
-            "cases_per_second": round(len(above) / seconds, 1),
-            "hr@10": round(float(metrics.hit_rate(above, tied, 10).mean()), 5),
-            "median_rank": int(np.median(above))}  # fmt: skip
+    return {
+        "users": users,
+        "cases": len(above),
+        "seconds_of_ranking": round(seconds, 1),
+        "cases_per_second": round(len(above) / seconds, 1),
+        "hr@10": round(float(metrics.hit_rate(above, tied, 10).mean()), 5),
+        "median_rank": int(np.median(above)),
+    }
 
 
 def stage(name: str, given, folder: pathlib.Path) -> dict:
@@ -161,8 +181,10 @@ def stage(name: str, given, folder: pathlib.Path) -> dict:
     start = time.perf_counter()
     told = {}
     if name == "generate":
-        for own, num_items, num_rows in (("large", given.items, given.rows), ("small", given.small_items,
-                                          min(given.rows, 100 * given.small_items))):  # fmt: skip
+        for own, num_items, num_rows in (
+            ("large", given.items, given.rows),
+            ("small", given.small_items, min(given.rows, 100 * given.small_items)),
+        ):
             (folder / own).mkdir(parents=True)
             generate(folder / own / "rows.parquet", num_items, num_rows)
         told = {"file_gib": round((folder / "large" / "rows.parquet").stat().st_size / 2**30, 2)}
@@ -178,8 +200,16 @@ def stage(name: str, given, folder: pathlib.Path) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    defaults = {"items": 10**7, "rows": 10**8, "small_items": 10**4, "width": 32, "length": 50, "batch": 128,
-                "steps": 2000, "users": 256}  # fmt: skip
+    defaults = {
+        "items": 10**7,
+        "rows": 10**8,
+        "small_items": 10**4,
+        "width": 32,
+        "length": 50,
+        "batch": 128,
+        "steps": 2000,
+        "users": 256,
+    }
     for name, value in defaults.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--stream", choices=["auto", "on", "off"], default="auto")
@@ -202,8 +232,12 @@ def main() -> None:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     if given.json:
-        record = {"command": f"python benchmarks/large.py {' '.join(sizes)} --stream={given.stream}",
-                  "jax": jax.__version__, "device": jax.devices()[0].device_kind, "stages": rows}  # fmt: skip
+        record = {
+            "command": f"python benchmarks/large.py {' '.join(sizes)} --stream={given.stream}",
+            "jax": jax.__version__,
+            "device": jax.devices()[0].device_kind,
+            "stages": rows,
+        }
         pathlib.Path(given.json).write_text(json.dumps(record, indent=1) + "\n")
 
 

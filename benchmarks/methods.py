@@ -54,9 +54,14 @@ def compiled(method: str, loss: str, settings: samplers.Settings, prepared: data
     model, adam = sasrec.SASRec(2, 1, options.width, options.length), adam_lib.adam()
     dataset = data.training_set(prepared)
     step = training.make_step(
-        model=model, method=chosen, loss=losses.make(loss, prepared.num_items), optimizer=adam,
-        batch_size=options.batch, num_items=prepared.num_items, history_size=data.longest_history(dataset),
-    )  # fmt: skip
+        model=model,
+        method=chosen,
+        loss=losses.make(loss, prepared.num_items),
+        optimizer=adam,
+        batch_size=options.batch,
+        num_items=prepared.num_items,
+        history_size=data.longest_history(dataset),
+    )
     init = functools.partial(training.init_state, model=model, num_items=prepared.num_items, optimizer=adam)
     hyper = training.Hyper(*(np.full(1, value, np.float32) for value in (1e-3, 0.2, 1.0)))
     states = jax.vmap(init)(jax.random.split(jax.random.key(0), 1), hyper)

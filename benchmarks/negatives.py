@@ -57,13 +57,18 @@ class World(NamedTuple):
 
 def cases(names: list[str], num_samples: int, pool: int) -> list[Case]:
     """Every method with `num_samples` candidates; those that choose, with two numbers that they keep of their pool."""
+
     def settings(total: int, mixed: bool, kept: int) -> samplers.Settings:
         half = total // 2
         return samplers.Settings(half if mixed else total, total - half if mixed else total, total, kept)
 
     found = [Case(name, settings(num_samples, name == "mixed", 1)) for name in names if name in PROPOSING]
-    return found + [Case(name, settings(pool, name == "adaptive_mixed", kept))
-                    for name in names if name in CHOOSING for kept in (5, num_samples)]  # fmt: skip
+    return found + [
+        Case(name, settings(pool, name == "adaptive_mixed", kept))
+        for name in names
+        if name in CHOOSING
+        for kept in (5, num_samples)
+    ]
 
 
 def fixed(proposal: samplers.Proposal) -> samplers.Proposal:
@@ -73,6 +78,7 @@ def fixed(proposal: samplers.Proposal) -> samplers.Proposal:
 
 def first_candidates(num_kept: int) -> Callable:
     """A selector that chooses nothing: the first K, of scores that are all computed."""
+
     def select(key, negatives: Negatives, positive_scores) -> Negatives:
         scores = jax.lax.optimization_barrier(negatives.scores)
         return Negatives(*(part[..., :num_kept] for part in negatives._replace(scores=scores)))
@@ -83,9 +89,13 @@ def first_candidates(num_kept: int) -> Callable:
 def draw_once(method: samplers.Method, tables, dataset, world: World):
     """One batch's candidates."""
     batch = data.draw_batch(
-        jax.random.key(1), dataset, batch_size=world.batch_size, max_len=world.model.max_len,
-        num_items=world.prepared.num_items, history_size=data.longest_history(dataset),
-    )  # fmt: skip
+        jax.random.key(1),
+        dataset,
+        batch_size=world.batch_size,
+        max_len=world.model.max_len,
+        num_items=world.prepared.num_items,
+        history_size=data.longest_history(dataset),
+    )
     return jax.jit(method.proposal.sample)(jax.random.key(2), tables, batch)
 
 
@@ -93,9 +103,14 @@ def compiled(method: samplers.Method, tables, dataset, world: World) -> Callable
     """A call that makes `num_steps` training steps, and returns the seconds that one took."""
     adam, num_items = adam_lib.adam(), world.prepared.num_items
     step = training.make_step(
-        model=world.model, method=method, loss=losses.make("bce", num_items), optimizer=adam,
-        batch_size=world.batch_size, num_items=num_items, history_size=data.longest_history(dataset),
-    )  # fmt: skip
+        model=world.model,
+        method=method,
+        loss=losses.make("bce", num_items),
+        optimizer=adam,
+        batch_size=world.batch_size,
+        num_items=num_items,
+        history_size=data.longest_history(dataset),
+    )
     init = functools.partial(training.init_state, model=world.model, num_items=num_items, optimizer=adam)
     hyper = training.Hyper(*(np.full(1, value, np.float32) for value in (1e-3, 0.2, 1.0)))
     states = jax.vmap(init)(jax.random.split(jax.random.key(0), 1), hyper)

@@ -60,9 +60,11 @@ def main(_):
     losses = [float(np.mean(state.loss_sum / state.step)) for state in states]
     lengths = np.minimum(data.input_lengths(data.training_set(prepared)), config.model.max_len)
     sequences = STEPS.value * config.batch_size * config.num_seeds
-    print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, {config.dataset}: {prepared.num_users:,} users, "
-          f"batches of {config.batch_size} x {config.model.max_len}, {lengths.mean() / config.model.max_len:.0%} of "
-          f"which are items; mean losses {losses[0]:.4f} and {losses[1]:.4f}")  # fmt: skip
+    print(
+        f"{jax.devices()[0].device_kind}, jax {jax.__version__}, {config.dataset}: {prepared.num_users:,} users, "
+        f"batches of {config.batch_size} x {config.model.max_len}, {lengths.mean() / config.model.max_len:.0%} of "
+        f"which are items; mean losses {losses[0]:.4f} and {losses[1]:.4f}"
+    )
     buckets = plan_lib.make_buckets(config, data.training_set(prepared), config.num_seeds)
     print("pieces (rows x length): " + ", ".join(f"{rows} x {length}" for rows, length in buckets))
     print("| batches | positions computed | sequences/s | x padded | sequences per CPU second | x padded |")
@@ -72,8 +74,10 @@ def main(_):
         gain = np.median(np.divide(seconds["padded"], spent), axis=0)
         positions = sum(rows * length for rows, length in buckets)
         positions = positions if name != "padded" and buckets else config.batch_size * config.model.max_len
-        print(f"| {name} | {positions:,} | {sequences / wall:,.0f} | {gain[0]:.2f} | {sequences / cpu:,.0f} "
-              f"| {gain[1]:.2f} |")  # fmt: skip
+        print(
+            f"| {name} | {positions:,} | {sequences / wall:,.0f} | {gain[0]:.2f} | {sequences / cpu:,.0f} "
+            f"| {gain[1]:.2f} |"
+        )
 
 
 if __name__ == "__main__":

@@ -35,8 +35,11 @@ def kind(name: str, opcode: str, operands: str, shape: str) -> str:
     if opcode == "dot":
         if shape.split("{")[0].count(",") == 2 and "lhs_batch_dims" in operands:
             return "products, one per sequence (attention, scores)"
-        return "products that sum over positions (kernels' gradients)" if "lhs_contracting_dims={0}" in operands \
-            else "products of all positions (dense layers)"  # fmt: skip
+        return (
+            "products that sum over positions (kernels' gradients)"
+            if "lhs_contracting_dims={0}" in operands
+            else "products of all positions (dense layers)"
+        )
     if opcode in ("scatter", "gather") or "scatter" in name or "gather" in name:
         return "look-ups in the item table and their gradient"
     if "reduce" in name or opcode in ("reduce", "reduce-window"):
@@ -59,8 +62,11 @@ def main():
         spent = durations(folder)
     found = {match[0]: match for match in DEFINITION.findall(program.as_text())}
     number = TURNS * options.steps * 1e6
-    rows = [(nanoseconds / number, name) for name, nanoseconds in spent.items()
-            if name in found and found[name][2] not in ("while", "call", "conditional")]  # fmt: skip
+    rows = [
+        (nanoseconds / number, name)
+        for name, nanoseconds in spent.items()
+        if name in found and found[name][2] not in ("while", "call", "conditional")
+    ]
     total, kinds = sum(each for each, _ in rows), collections.Counter()
     for each, name in rows:
         _, shape, opcode, operands = found[name]

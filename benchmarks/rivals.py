@@ -68,8 +68,14 @@ class Child:
         self.name, self.log = name, log
         script = FOLDER / f"train_{contender.library}.py"
         with log.open("w") as errors:
-            self.process = subprocess.Popen([python, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                            stderr=errors, text=True, cwd=settings["folder"])  # fmt: skip
+            self.process = subprocess.Popen(
+                [python, script],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                cwd=settings["folder"],
+            )
         self.send(json.dumps(settings | contender.own))
 
     def send(self, line: str) -> None:
@@ -206,8 +212,10 @@ def advantage(rows: list[dict], row: dict, kind: str, unit: str) -> str:
 
 def tables(results: list[tuple[int, int, list[dict]]]) -> str:
     """Both tables, in Markdown."""
-    lines = ["| L | negatives | library | drawn | sequences/s | jaxneg is faster by | loss, first and last turn |",
-             "|---|---|---|---|---|---|---|"]  # fmt: skip
+    lines = [
+        "| L | negatives | library | drawn | sequences/s | jaxneg is faster by | loss, first and last turn |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for length, negatives, rows in results:
         for row in rows:
             rate = statistics.median(rates(row, "training", "sequences"))
@@ -274,18 +282,26 @@ def main():
             for negatives in options.negatives:
                 names = [name for name in chosen if (name, length, negatives) not in LEFT_OUT]
                 for name in set(chosen) - set(names):
-                    print(f"{name}: left out at L={length} and {negatives} negatives: it "
-                          f"{LEFT_OUT[name, length, negatives]}")  # fmt: skip
-                settings = MODEL | {"data": str(pathlib.Path(options.data).resolve()), "folder": folder,
-                                    "length": length, "negatives": negatives,
-                                    "warm_up_steps": options.warm_up}  # fmt: skip
+                    print(
+                        f"{name}: left out at L={length} and {negatives} negatives: it "
+                        f"{LEFT_OUT[name, length, negatives]}"
+                    )
+                settings = MODEL | {
+                    "data": str(pathlib.Path(options.data).resolve()),
+                    "folder": folder,
+                    "length": length,
+                    "negatives": negatives,
+                    "warm_up_steps": options.warm_up,
+                }
                 recommend = negatives == options.negatives[0]  # their number makes no difference there
                 results.append((length, negatives, compare(names, chosen, settings, recommend, options)))
     told = {row["name"]: row for _, _, rows in results for row in rows}
     answers = [answer for _, _, rows in results for row in rows for answer in row["training"] + row["evaluation"]]
-    print(f"\n{', '.join(f'{name} {value}' for name, value in MODEL.items())}; {options.rounds} rounds, "
-          f"{options.seconds:g} s a turn; other work took {max(answer['others'] for answer in answers):.0%} of the "
-          "machine at most")  # fmt: skip
+    print(
+        f"\n{', '.join(f'{name} {value}' for name, value in MODEL.items())}; {options.rounds} rounds, "
+        f"{options.seconds:g} s a turn; other work took {max(answer['others'] for answer in answers):.0%} of the "
+        "machine at most"
+    )
     for name, row in told.items():
         versions = ", ".join(f"{package} {version}" for package, version in row["versions"].items())
         threads = f"; {row['threads']} threads" if row["threads"] else ""

@@ -250,8 +250,11 @@ def step_seconds(size: Size, layout: Layout, chip: Chip, moments: str = "float32
     exchanged = all_reduce_seconds(values, layout.model, chip) if layout.model > 1 else 0.0
     if layout.chips > 1:
         exchanged += all_reduce_seconds(values + FLOAT * encoder_floats(size), layout.chips, chip)
-    return {"products": total(products, "flops") / layout.chips / chip.flops, "memory": traffic / chip.bandwidth,
-            "interconnect": exchanged}  # fmt: skip
+    return {
+        "products": total(products, "flops") / layout.chips / chip.flops,
+        "memory": traffic / chip.bandwidth,
+        "interconnect": exchanged,
+    }
 
 
 def step_bytes(size: Size, chips: int = 1) -> float:
@@ -278,8 +281,10 @@ def evaluation_seconds(size: Size, layout: Layout, chip: Chip, histories: int, c
     shard = size._replace(items=-(-size.items // layout.model))
     products = evaluation_products(shard, -(-histories // layout.data), -(-cases // layout.data), *CHUNKS)
     scores = sum(FLOAT * product.rows * product.columns * product.number for product in products)
-    return max(sum(product.flops for product in products) / chip.exact_flops,
-               (sum(product.bytes for product in products) + scores) / chip.bandwidth)  # fmt: skip
+    return max(
+        sum(product.flops for product in products) / chip.exact_flops,
+        (sum(product.bytes for product in products) + scores) / chip.bandwidth,
+    )
 
 
 def smallest_layout(size: Size, chip: Chip, moments: str) -> Layout:
@@ -345,9 +350,15 @@ def traced_step(size: Size, form: str) -> Traced:
     model, adam = sasrec.SASRec(size.blocks, 1, size.width, size.length), adam_lib.adam()
     item_table = row_tables.ITEM_TABLES[form]
     step = training.make_step(
-        model=model, method=method, loss=losses.make("bce", size.items), optimizer=adam, item_table=item_table,
-        batch_size=size.batch, num_items=size.items, history_size=size.history,
-    )  # fmt: skip
+        model=model,
+        method=method,
+        loss=losses.make("bce", size.items),
+        optimizer=adam,
+        item_table=item_table,
+        batch_size=size.batch,
+        num_items=size.items,
+        history_size=size.history,
+    )
     init = functools.partial(
         training.init_state, model=model, num_items=size.items, optimizer=adam, item_table=item_table
     )
@@ -373,6 +384,7 @@ def dataset_shapes(size: Size) -> Dataset:
 
 def traced_evaluation(size: Size, histories: int, cases: int) -> Any:
     """Ranks and recommendations, traced."""
+
     def rank(hidden, item_table, eval_cases):
         ranks = ranking_lib.rank_cases(hidden, item_table, eval_cases, chunks=CHUNKS)
         return ranks, ranking_lib.count_recommended(hidden, item_table, (10,), chunks=CHUNKS)
@@ -404,7 +416,9 @@ def checks(size: Size, form: str) -> Iterator[Check]:
     yield Check("draw tables", draw_table_bytes(size), memory_lib.tree_bytes(step.shared[0]))
     if form == "sparse":
         given = memory_lib.tree_bytes((step.state, step.shared))
-        yield Check("alive beside them", step_bytes(size), memory_lib.peak_bytes(step.program.jaxpr, donated=True) - given)
+        yield Check(
+            "alive beside them", step_bytes(size), memory_lib.peak_bytes(step.program.jaxpr, donated=True) - given
+        )
 
 
 def evaluation_checks(size: Size) -> Iterator[Check]:
@@ -465,8 +479,13 @@ def print_checks(compiled: bool) -> None:
     if not compiled:
         return
     print(f"Said by the compiler ({jax.devices()[0].device_kind}):\n", flush=True)
-    check_table({name: [(form, check) for form in forms for check in compiler_checks(size, form)]
-                 for name, size in SIZES.items()}, "compiler")  # fmt: skip
+    check_table(
+        {
+            name: [(form, check) for form in forms for check in compiler_checks(size, form)]
+            for name, size in SIZES.items()
+        },
+        "compiler",
+    )
     for form in forms:
         check = per_item_check(SIZES["paper"], form)
         print(f"{check.name}: {check.formula:,.0f} by the formula, {check.measured:,.1f} by the compiler\n")
@@ -481,14 +500,24 @@ def print_predictions(size: Size) -> None:
             layout = smallest_layout(size, chip, moments)
             held, seconds = chip_bytes(size, layout, moments), step_seconds(size, layout, chip, moments)
             longest = max(seconds, key=seconds.get)
-            rows.append([name, moments, f"{layout.data} x {layout.model}",
-                         *(f"{each / 1e9:.1f}" for each in held.values()),
-                         *(f"{1e3 * each:.3g}" for each in seconds.values()), f"{1e3 * seconds[longest]:.1f}",
-                         f"{size.batch / seconds[longest]:,.0f}"])  # fmt: skip
+            rows.append(
+                [
+                    name,
+                    moments,
+                    f"{layout.data} x {layout.model}",
+                    *(f"{each / 1e9:.1f}" for each in held.values()),
+                    *(f"{1e3 * each:.3g}" for each in seconds.values()),
+                    f"{1e3 * seconds[longest]:.1f}",
+                    f"{size.batch / seconds[longest]:,.0f}",
+                ]
+            )
             spent = evaluation_seconds(size, layout, chip, *BILLION_CASES)
             evaluations.append([name, moments, f"{layout.data} x {layout.model}", f"{spent:.1f}"])
-    table("chip | moments | data x model | tables, GB per chip | + step | or + evaluation | products, ms | memory, ms "
-          "| interconnect, ms | step at least, ms | sequences/s at most", rows)  # fmt: skip
+    table(
+        "chip | moments | data x model | tables, GB per chip | + step | or + evaluation | products, ms | memory, ms "
+        "| interconnect, ms | step at least, ms | sequences/s at most",
+        rows,
+    )
     print(f"To recommend to {BILLION_CASES[0]:,} histories and to rank {BILLION_CASES[1]:,} cases exactly:\n")
     table("chip | moments | data x model | seconds at least", evaluations)
 

@@ -55,9 +55,14 @@ def compiled(case: Case, prepared: data.Prepared, options):
     model, adam = sasrec.SASRec(2, 1, options.width, options.length), adam_lib.adam()
     dataset = data.training_set(prepared)
     step = training.make_step(
-        model=model, method=method, loss=losses.make("bce", prepared.num_items), optimizer=adam,
-        batch_size=options.batch, num_items=prepared.num_items, history_size=data.longest_history(dataset),
-    )  # fmt: skip
+        model=model,
+        method=method,
+        loss=losses.make("bce", prepared.num_items),
+        optimizer=adam,
+        batch_size=options.batch,
+        num_items=prepared.num_items,
+        history_size=data.longest_history(dataset),
+    )
     init = functools.partial(training.init_state, model=model, num_items=prepared.num_items, optimizer=adam)
     hyper = mesh_lib.repeat(layout, training.Hyper(np.float32(1e-3), np.float32(0.2), np.float32(1.0)))
     state = [mesh_lib.over_seeds(init, layout, (True, True))(mesh_lib.seed_keys(layout, 0), hyper)]
@@ -65,10 +70,13 @@ def compiled(case: Case, prepared: data.Prepared, options):
     tables = method.proposal.init(np.asarray(prepared.item_counts), counts)
     tables, dataset = mesh_lib.put_shared(layout, (tables, dataset))
     advance = mesh_lib.over_devices(
-        functools.partial(training_loop.run_groups, step, case.group_size), layout, (False, True, False, False), donate=(1,))
+        functools.partial(training_loop.run_groups, step, case.group_size),
+        layout,
+        (False, True, False, False),
+        donate=(1,),
+    )
     specs = (None, mesh_lib.specs(state[0], mesh_lib.SEED), mesh_lib.specs(tables), mesh_lib.specs(dataset))
-    program = mesh_lib.on_one_device(
-        mesh_lib.traced(advance, layout, specs, np.int32(1), state[0], tables, dataset))
+    program = mesh_lib.on_one_device(mesh_lib.traced(advance, layout, specs, np.int32(1), state[0], tables, dataset))
     shared = mesh_lib.bytes_per_device(layout, (tables, dataset))
     needed = (memory.peak_bytes(program, donated=True) - shared) / layout.seeds_per_device
 
@@ -90,8 +98,11 @@ def main():
     options = parser.parse_args()
     mesh_lib.use_cores(max(options.seeds))
     prepared = prepared_data(options.items)
-    print(f"{len(jax.devices())} x {jax.devices()[0].device_kind}, {os.cpu_count()} cores, jax {jax.__version__}, "
-          f"{vars(options)}", flush=True)  # fmt: skip
+    print(
+        f"{len(jax.devices())} x {jax.devices()[0].device_kind}, {os.cpu_count()} cores, jax {jax.__version__}, "
+        f"{vars(options)}",
+        flush=True,
+    )
     runs = {case: compiled(case, prepared, options) for case in cases(options.seeds, len(jax.devices()))}
     spent = {case: [] for case in runs}
     for _ in range(options.repeats):

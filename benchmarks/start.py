@@ -47,8 +47,14 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(pathlib.Path(folder) / "compiled")}
             for kind, found in seconds.items():
-                command = [sys.executable, "-m", "jaxneg.main", f"--config={options.config}",
-                           f"--workdir={folder}/{kind}", f"--config.data.cache_dir={folder}/data"]
+                command = [
+                    sys.executable,
+                    "-m",
+                    "jaxneg.main",
+                    f"--config={options.config}",
+                    f"--workdir={folder}/{kind}",
+                    f"--config.data.cache_dir={folder}/data",
+                ]
                 found.append(seconds_to_first_step(command + options.flags, environment))
     print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, {options.config} {' '.join(options.flags)}")
     print("| start | seconds to the first step, median | from | to |")

@@ -50,16 +50,23 @@ def jaxneg_steps(prepared: data.Prepared, length: int, options):
     model, adam = sasrec.SASRec(BLOCKS, HEADS, options.width, length), adam_lib.adam()
     dataset = data.training_set(prepared)
     step = training.make_step(
-        model=model, method=method, loss=losses.make("bce", prepared.num_items), optimizer=adam,
-        batch_size=options.batch, num_items=prepared.num_items, history_size=data.longest_history(dataset),
-    )  # fmt: skip
+        model=model,
+        method=method,
+        loss=losses.make("bce", prepared.num_items),
+        optimizer=adam,
+        batch_size=options.batch,
+        num_items=prepared.num_items,
+        history_size=data.longest_history(dataset),
+    )
     init = functools.partial(training.init_state, model=model, num_items=prepared.num_items, optimizer=adam)
     seeds = options.seeds
     hyper = training.Hyper(*(np.full(seeds, value, np.float32) for value in (LEARNING_RATE, DROPOUT, 1.0)))
     states = [jax.vmap(init)(jax.random.split(jax.random.key(0), seeds), hyper)]
     shared = jax.device_put((method.proposal.init(np.asarray(prepared.item_counts)), dataset))
     compiler_options = mesh_lib.compiler_options(jax.default_backend())
-    advance = jax.jit(functools.partial(training_loop.run_steps, step), donate_argnums=1, compiler_options=compiler_options)
+    advance = jax.jit(
+        functools.partial(training_loop.run_steps, step), donate_argnums=1, compiler_options=compiler_options
+    )
 
     def run():
         states[0] = jax.block_until_ready(advance(np.int32(options.steps), states[0], *shared))
@@ -81,9 +88,17 @@ def torch_steps(prepared: data.Prepared, length: int, options, compiled: bool):
         if len(own):
             rows[user, -len(own) :] = own
     run = torch_sasrec.stepper(
-        rows, num_items=prepared.num_items, width=options.width, blocks=BLOCKS, heads=HEADS, dropout=DROPOUT,
-        batch=options.batch, negatives=options.negatives, learning_rate=LEARNING_RATE, compiled=compiled,
-    )  # fmt: skip
+        rows,
+        num_items=prepared.num_items,
+        width=options.width,
+        blocks=BLOCKS,
+        heads=HEADS,
+        dropout=DROPOUT,
+        batch=options.batch,
+        negatives=options.negatives,
+        learning_rate=LEARNING_RATE,
+        compiled=compiled,
+    )
 
     def steps():
         for _ in range(options.steps):
@@ -146,12 +161,16 @@ def main():
             wall, cpu = np.median(each, axis=0)
             of_ours = np.median(np.divide(each, times["jaxneg"]), axis=0)
             rate = matmul_flops(length, options) / wall
-            print(f"| {length} | {name} | {1e3 * wall:.1f} | {of_ours[0]:.2f} | {1e3 * cpu:.1f} | {of_ours[1]:.2f} "
-                  f"| {rate / 1e9:.0f} | {rate / flops:.0%} |")  # fmt: skip
+            print(
+                f"| {length} | {name} | {1e3 * wall:.1f} | {of_ours[0]:.2f} | {1e3 * cpu:.1f} | {of_ours[1]:.2f} "
+                f"| {rate / 1e9:.0f} | {rate / flops:.0%} |"
+            )
         read = program.cost_analysis().get("bytes accessed", 0) / options.seeds
         work = matmul_flops(length, options)
-        print(f"\nlength {length}: {work / 1e9:.2f} GFLOP in matrix products; the compiler counts {read / 1e9:.2f} GB "
-              "read and written, most of it in caches\n")  # fmt: skip
+        print(
+            f"\nlength {length}: {work / 1e9:.2f} GFLOP in matrix products; the compiler counts {read / 1e9:.2f} GB "
+            "read and written, most of it in caches\n"
+        )
 
 
 def matmul_flops(length: int, options) -> float:

@@ -36,7 +36,9 @@ def compiled(config, prepared: data.Prepared, steps: int, how: str):
     changed = config_lib.base()
     changed.update_from_flattened_dict(values)
     folder = pathlib.Path(tempfile.gettempdir())  # nothing is written
-    made = plan_lib.on_devices(plan_lib.make_plan(config_lib.resolve(changed), folder, prepared, range(config.num_seeds)))
+    made = plan_lib.on_devices(
+        plan_lib.make_plan(config_lib.resolve(changed), folder, prepared, range(config.num_seeds))
+    )
     keys = mesh_lib.seed_keys(made.layout, config.seed)
     states = [made.programs.init(keys, mesh_lib.repeat(made.layout, made.hyper))]
 
@@ -81,10 +83,12 @@ def main(_):
             spent[name].append(seconds_of(call))
     losses = [float(np.mean(np.asarray(states[0].loss_sum / states[0].step))) for _, _, states in plans.values()]
     size = data.training_bytes(prepared) / 2**20
-    print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, {config.dataset}: {len(prepared.items):,} rows, "
-          f"{size:,.0f} MiB of training data; {config.num_seeds} seeds, batches of {config.batch_size} x "
-          f"{config.model.max_len}, {made.stream.num_steps} steps a block; mean losses {losses[0]:.5f} and "
-          f"{losses[1]:.5f}")  # fmt: skip
+    print(
+        f"{jax.devices()[0].device_kind}, jax {jax.__version__}, {config.dataset}: {len(prepared.items):,} rows, "
+        f"{size:,.0f} MiB of training data; {config.num_seeds} seeds, batches of {config.batch_size} x "
+        f"{config.model.max_len}, {made.stream.num_steps} steps a block; mean losses {losses[0]:.5f} and "
+        f"{losses[1]:.5f}"
+    )
     print("| batches | sequences/s | x in memory | sequences per CPU second | x in memory |")
     print("|---|---|---|---|---|")
     for name, own in spent.items():

@@ -59,9 +59,7 @@ def compiled(config, prepared: data.Prepared, seeds: int, options):
 def products(config, num_items: int) -> float:
     """Operations of a seed's matrix products in a padded step."""
     method = plan_lib.make_parts(config, plan_lib.seed_layout(config, 1), num_items).method
-    of_step = argparse.Namespace(
-        batch=config.batch_size, width=config.model.width, negatives=method.num_candidates
-    )
+    of_step = argparse.Namespace(batch=config.batch_size, width=config.model.width, negatives=method.num_candidates)
     return step.matmul_flops(config.model.max_len, of_step)
 
 
@@ -97,8 +95,11 @@ def main():
             for seeds, times in spent.items():
                 each = statistics.median(times) / seeds
                 hours, share = steps * each / 3600, products(config, prepared.num_items) / each / rate
-                print(f"| {name} | {method} | {seeds} | {1e3 * each * seeds:.1f} | {1e3 * each:.2f} "
-                      f"| {share:.0%} | {hours:,.2f} |", flush=True)  # fmt: skip
+                print(
+                    f"| {name} | {method} | {seeds} | {1e3 * each * seeds:.1f} | {1e3 * each:.2f} "
+                    f"| {share:.0%} | {hours:,.2f} |",
+                    flush=True,
+                )
             whole += hours
     print(f"\nall of them, at {options.seeds[-1]} seeds in one program: {whole:,.1f} hours of training")
 

@@ -66,9 +66,18 @@ class SASRec(nn.Module):
 
 
 def stepper(
-    rows: np.ndarray, *, num_items: int, width: int, blocks: int, heads: int, dropout: float, batch: int,
-    negatives: int, learning_rate: float, compiled: bool,
-):  # fmt: skip
+    rows: np.ndarray,
+    *,
+    num_items: int,
+    width: int,
+    blocks: int,
+    heads: int,
+    dropout: float,
+    batch: int,
+    negatives: int,
+    learning_rate: float,
+    compiled: bool,
+):
     """A call that makes one training step. `rows` [users, L + 1]: left-padded ids, the last L of them targets."""
     torch.manual_seed(0)
     rows = torch.from_numpy(rows)

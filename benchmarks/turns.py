@@ -3,8 +3,8 @@
     python benchmarks/turns.py [--samples 1500] [--batch 128] [--length 200] [--turns 1 8 16]
 
 SASRec of width 50 with two blocks, sampled softmax, uniform negatives that the batch shares. A run on a CPU chooses the
-number of parts by itself (`programs.choose_turns`). The programs take turns within one process, warm, --steps steps at a
-time: medians, and the ratio to the first number of parts. Data are synthetic.
+number of parts by itself (`programs.choose_turns`). The programs take turns within one process, warm, --steps steps at
+a time: medians, and the ratio to the first number of parts. Data are synthetic.
 """
 
 import argparse
@@ -32,15 +32,22 @@ def compiled(turns: int, prepared: data.Prepared, options):
     model, adam = sasrec.SASRec(2, 1, 50, options.length), adam_lib.adam()
     dataset = data.training_set(prepared)
     step = training.make_step(
-        model=model, method=method, loss=losses.make("sampled_softmax", prepared.num_items), optimizer=adam,
-        batch_size=options.batch, num_items=prepared.num_items, history_size=data.longest_history(dataset), turns=turns,
-    )  # fmt: skip
+        model=model,
+        method=method,
+        loss=losses.make("sampled_softmax", prepared.num_items),
+        optimizer=adam,
+        batch_size=options.batch,
+        num_items=prepared.num_items,
+        history_size=data.longest_history(dataset),
+        turns=turns,
+    )
     init = functools.partial(training.init_state, model=model, num_items=prepared.num_items, optimizer=adam)
     hyper = mesh_lib.repeat(layout, training.Hyper(np.float32(1e-3), np.float32(0.2), np.float32(1.0)))
     state = [mesh_lib.over_seeds(init, layout, (True, True))(mesh_lib.seed_keys(layout, 0), hyper)]
     tables = method.proposal.init(np.asarray(prepared.item_counts))
     advance = mesh_lib.over_devices(
-        functools.partial(training_loop.run_steps, step), layout, (False, True, False, False), donate=(1,))
+        functools.partial(training_loop.run_steps, step), layout, (False, True, False, False), donate=(1,)
+    )
 
     def run():
         state[0] = jax.block_until_ready(advance(np.int32(options.steps), state[0], tables, dataset))

@@ -50,10 +50,16 @@ POSITIVE = Rule("finite and above 0 (from 1e-30 to 1e30)", lambda value: 1e-30 <
 NOT_NEGATIVE = Rule("finite and 0 or more (1e30 at most)", lambda value: 0 <= value <= 1e30)
 FRACTION = Rule("above 0 and below 1", lambda value: 0 < value < 1)
 BELOW_ONE = Rule("0 or more and below 1", lambda value: 0 <= value < 1)
-SHARES = Rule("numbers above 0, at most 1, as in (0.01, 0.1)",
-              lambda values: all(is_number(value) and 0 < value <= 1 for value in values))
+SHARES = Rule(
+    "numbers above 0, at most 1, as in (0.01, 0.1)",
+    lambda values: all(is_number(value) and 0 < value <= 1 for value in values),
+)
 OR_ENDLESS = Rule("above 0, or inf (a finite one: 1e6 at most)", lambda value: 0 < value <= 1e6 or value == math.inf)
-KS = each("whole numbers of 1 or more, 1000000 at most, as in (5, 10)",
-           lambda value: type(value) is int and 1 <= value <= 10**6)
-NAME = Rule("1 to 60 letters, digits, '_', '-' and '.', the first one a letter, a digit or '_'",
-            lambda value: re.fullmatch(r"\w[\w.-]{0,59}", value) is not None)
+KS = each(
+    "whole numbers of 1 or more, 1000000 at most, as in (5, 10)",
+    lambda value: type(value) is int and 1 <= value <= 10**6,
+)
+NAME = Rule(
+    "1 to 60 letters, digits, '_', '-' and '.', the first one a letter, a digit or '_'",
+    lambda value: re.fullmatch(r"\w[\w.-]{0,59}", value) is not None,
+)

@@ -49,8 +49,10 @@ def claimed(workdir: str | os.PathLike) -> Iterator[pathlib.Path]:
     except OSError as error:
         if error.errno not in UNWRITABLE:
             raise
-        raise InputError(f"workdir {path} cannot be written any more ({error.strerror}): what was saved is good, and "
-                         "the same command goes on once there is room") from error  # fmt: skip
+        raise InputError(
+            f"workdir {path} cannot be written any more ({error.strerror}): what was saved is good, and "
+            "the same command goes on once there is room"
+        ) from error
     finally:
         os.close(folder)
         if not existed:

@@ -187,9 +187,7 @@ log_sum_exp.defvjp(log_sum_exp_forward, log_sum_exp_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def log_sum_exp_items(
-    states: Float[Array, "R D"], item_table: Float[Array, "rows D"], chunk: int
-) -> Float[Array, "R"]:
+def log_sum_exp_items(states: Float[Array, "R D"], item_table: Float[Array, "rows D"], chunk: int) -> Float[Array, "R"]:
     """log of the sum over items 1..V of exp(state . item), in one pass over chunks of the table."""
 
     def add(carry, index):
@@ -281,13 +279,12 @@ LOSSES = {
     "bce": _bce,
     "gbce": _gbce,
     "bpr": lambda settings, *_: _without_weight(bpr),
-    "bpr_max": lambda settings, *_: _without_weight(
-        functools.partial(bpr_max, score_penalty=settings.score_penalty)),
+    "bpr_max": lambda settings, *_: _without_weight(functools.partial(bpr_max, score_penalty=settings.score_penalty)),
     "top1_max": lambda settings, *_: _without_weight(top1_max),
     "sampled_softmax": lambda settings, *_: _without_weight(sampled_softmax),
     "infonce": lambda settings, *_: _without_weight(functools.partial(infonce, temperature=settings.temperature)),
     "full_softmax": lambda settings, *_: functools.partial(full_softmax, chunk=settings.chunk),
-}  # fmt: skip
+}
 
 
 def make(name: str, num_items: int, settings: Settings | None = None, num_unselected: int = 0) -> Callable:

@@ -1,7 +1,7 @@
 """Train and evaluate one method of negative sampling on one data set.
 
-Reads the flags, checks the config, and hands both to `jaxneg.run.experiment.run`. Whatever the user can mend is one line
-on stderr and exit code 2. JAX is imported only when a run starts.
+Reads the flags, checks the config, and hands both to `jaxneg.run.experiment.run`. Whatever the user can mend is one
+line on stderr and exit code 2. JAX is imported only when a run starts.
 """
 
 import ast

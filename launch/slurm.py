@@ -116,8 +116,14 @@ def main(argv: Sequence[str]) -> int:
 def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """(own options, the arguments of the study). Raises InputError."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for name, default, least in (("nodes", 1, 1), ("gpus-per-node", 0, 0), ("tasks-per-node", None, 1),
-                                 ("cpus-per-task", None, 1), ("at-once", None, 1), ("retries", 2, 0)):  # fmt: skip
+    for name, default, least in (
+        ("nodes", 1, 1),
+        ("gpus-per-node", 0, 0),
+        ("tasks-per-node", None, 1),
+        ("cpus-per-task", None, 1),
+        ("at-once", None, 1),
+        ("retries", 2, 0),
+    ):
         parser.add_argument(f"--{name}", type=_whole(least), default=default)
     parser.add_argument("--notice", type=_whole(1, LONGEST_NOTICE), default=300)
     parser.add_argument("--time", type=_limit)
@@ -132,8 +138,10 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     except argparse.ArgumentError as error:
         raise InputError(str(error).removeprefix("argument ")) from error
     if given.time and seconds(given.time) <= given.notice:
-        raise InputError(f"--time={given.time} leaves no time to train before the notice: more than {given.notice} s, "
-                         "or a shorter --notice=SECONDS")  # fmt: skip
+        raise InputError(
+            f"--time={given.time} leaves no time to train before the notice: more than {given.notice} s, "
+            "or a shorter --notice=SECONDS"
+        )
     if given.tasks_per_node is None:
         # JAX gives each process of a SLURM job one GPU of its node, unless it is alone.
         given.tasks_per_node = 1 if given.nodes == 1 else max(1, given.gpus_per_node)
@@ -177,8 +185,10 @@ def options(num_runs: int, workdir: pathlib.Path, given: argparse.Namespace) -> 
 def submit(script: str, workdir: pathlib.Path) -> int:
     """Writes the script below the work folder and hands it to sbatch; returns the exit code. Raises InputError."""
     if shutil.which("sbatch") is None:
-        raise InputError("--submit: there is no sbatch on PATH; call this on a login node of the cluster, or leave out "
-                         "--submit and take the script that is printed")  # fmt: skip
+        raise InputError(
+            "--submit: there is no sbatch on PATH; call this on a login node of the cluster, or leave out "
+            "--submit and take the script that is printed"
+        )
     with files.claimed(logs(workdir)) as folder, files.whole(folder / "study.sh") as temporary:
         temporary.write_text(script)
     path = logs(workdir) / "study.sh"

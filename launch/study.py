@@ -90,8 +90,10 @@ def plan(arguments: Sequence[str]) -> tuple[pathlib.Path, list[Run]]:
         elif flag and flag[1] in given and flag[3]:
             given[flag[1]].append(flag[3])
         else:
-            raise InputError(f"unexpected argument {argument!r}: --config=FILE, --methods=LIST, --osf=LIST, "
-                             "--workdir=DIR or --config.FIELD=VALUE; --help tells more")  # fmt: skip
+            raise InputError(
+                f"unexpected argument {argument!r}: --config=FILE, --methods=LIST, --osf=LIST, "
+                "--workdir=DIR or --config.FIELD=VALUE; --help tells more"
+            )
     for name, example in (("config", "configs/ml1m.py"), ("workdir", "runs/study")):
         if not given[name]:
             raise InputError(f"--{name} is needed, as in --{name}={example}")
@@ -103,14 +105,19 @@ def plan(arguments: Sequence[str]) -> tuple[pathlib.Path, list[Run]]:
     unknown = [name for name in settings if name not in (*stems, "config")]
     if unknown:
         raise InputError(f"--{unknown[0]}.FIELD=VALUE names no config of this study: config, {', '.join(stems)}")
-    runs = [run for source, stem in zip(given["config"], stems, strict=True)
-            for method in config_lib.parse_methods("".join(given["methods"]) or "all")
-            for osf in _factors(given["osf"])
-            for run in [_run(source, method, osf, settings.get("config", []) + settings.get(stem, []), workdir)]]
+    runs = [
+        run
+        for source, stem in zip(given["config"], stems, strict=True)
+        for method in config_lib.parse_methods("".join(given["methods"]) or "all")
+        for osf in _factors(given["osf"])
+        for run in [_run(source, method, osf, settings.get("config", []) + settings.get(stem, []), workdir)]
+    ]
     for run in runs:
         if [other.folder for other in runs].count(run.folder) > 1:
-            raise InputError(f"{run.name} is named twice: two runs would share the folder {run.folder}; give each "
-                             "config a --NAME.dataset of its own")  # fmt: skip
+            raise InputError(
+                f"{run.name} is named twice: two runs would share the folder {run.folder}; give each "
+                "config a --NAME.dataset of its own"
+            )
     return workdir, runs
 
 

@@ -111,7 +111,7 @@ def load(source: str, method: str, flags: Sequence[str]) -> config_dict.FrozenCo
 
 
 def import_tune():
-    """jaxneg.run.tune, imported once the flags are known to be right: it brings JAX. Raises InputError without optuna."""
+    """jaxneg.run.tune, imported once the flags are right, as it brings JAX. Raises InputError without optuna."""
     try:
         from jaxneg.run import tune
     except ModuleNotFoundError as error:
@@ -129,8 +129,9 @@ def refuse_unsearched(flags: Sequence[str], tried: Mapping[str, Any], searched: 
             raise InputError(f"{flag}: {name} is searched; --try.{name}=VALUE fixes it")
     for name in tried:
         if name not in searched:
-            raise InputError(f"--try.{name}: {name} is not searched, --config.{name} sets it; searched are "
-                             f"{', '.join(searched)}")  # fmt: skip
+            raise InputError(
+                f"--try.{name}: {name} is not searched, --config.{name} sets it; searched are {', '.join(searched)}"
+            )
 
 
 if __name__ == "__main__":

@@ -13,8 +13,11 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
 
 # Tests run each program once or twice: what they wait for is the compiler, up to five times less without optimisations.
-QUICK_COMPILER = ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true",
-                  "--xla_cpu_use_fusion_emitters=false"]  # fmt: skip
+QUICK_COMPILER = [
+    "--xla_backend_optimization_level=0",
+    "--xla_llvm_disable_expensive_passes=true",
+    "--xla_cpu_use_fusion_emitters=false",
+]
 
 
 def known(xla_flags: str) -> bool:

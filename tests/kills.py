@@ -20,10 +20,20 @@ import numpy as np
 from jaxneg import files
 
 SETTINGS = {
-    "dataset": "killed", "batch_size": 32, "learning_rate": 1e-2, "num_seeds": 2, "num_buckets": 1, "model.width": 8,
-    "model.num_blocks": 1, "model.max_len": 10, "data.synthetic.num_rows": 3000, "data.synthetic.num_users": 150,
-    "data.synthetic.num_items": 80, "checkpoint_seconds": 0.5, "steps_per_dispatch": 1,
-}  # fmt: skip
+    "dataset": "killed",
+    "batch_size": 32,
+    "learning_rate": 1e-2,
+    "num_seeds": 2,
+    "num_buckets": 1,
+    "model.width": 8,
+    "model.num_blocks": 1,
+    "model.max_len": 10,
+    "data.synthetic.num_rows": 3000,
+    "data.synthetic.num_users": 150,
+    "data.synthetic.num_items": 80,
+    "checkpoint_seconds": 0.5,
+    "steps_per_dispatch": 1,
+}
 MOMENTS = ("any", "checkpoint", "rows")  # when to kill: at any time, while a checkpoint or after rows are written
 
 
@@ -87,8 +97,13 @@ def same(folder: pathlib.Path, other: pathlib.Path) -> bool:
     tables = [without_times(path / "results.csv") for path in (folder, other)]
     arrays = [files.read_arrays(path / name) for name in ("cases.npz", "model.npz") for path in (folder, other)]
     pairs = [(arrays[i], arrays[i + 1]) for i in (0, 2)]
-    return rows[0] == rows[1] and tables[0] == tables[1] and all(
-        np.array_equal(mine[name], theirs[name]) for mine, theirs in pairs for name in mine.keys() | theirs.keys())
+    return (
+        rows[0] == rows[1]
+        and tables[0] == tables[1]
+        and all(
+            np.array_equal(mine[name], theirs[name]) for mine, theirs in pairs for name in mine.keys() | theirs.keys()
+        )
+    )
 
 
 def without_times(path: pathlib.Path) -> list[list[str]]:
@@ -106,9 +121,11 @@ def main(out: str) -> None:
         report |= {"cores": os.cpu_count(), "python": platform.python_version()}
         cases = {
             "random": ([(MOMENTS[i % 3], float(rng.uniform(2, 12))) for i in range(24)], {"num_epochs": 1000}),
-            "every_ten_seconds": (500 * [("any", 10.0)],
-                                  {"num_epochs": 3000, "steps_per_dispatch": 0, "checkpoint_seconds": 5.0}),
-        }  # fmt: skip
+            "every_ten_seconds": (
+                500 * [("any", 10.0)],
+                {"num_epochs": 3000, "steps_per_dispatch": 0, "checkpoint_seconds": 5.0},
+            ),
+        }
         for name, (waits, others) in cases.items():
             undisturbed = survive(folder / f"{name}_undisturbed", cache, [("never", 0.0)], **others)
             result = survive(folder / name, cache, waits, **others)

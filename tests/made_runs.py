@@ -57,33 +57,66 @@ def write_run(
         num_above = np.where(found, rng.integers(0, 10, found.shape), rng.integers(10, NUM_ITEMS, found.shape))
         for epoch, ranks in zip(EPOCHS, num_above, strict=True):
             where = {"ks": (10,), "epoch": epoch, "step": 10 * epoch, "seed": one}
-            made = [results.evaluation_rows(ranks, 0 * ranks, cohort, item < 0, exposure(shown), COUNTS, split=split,
-                                            extra={"loss": 1 / epoch}, **where) for split in ("valid", "test")]
+            made = [
+                results.evaluation_rows(
+                    ranks,
+                    0 * ranks,
+                    cohort,
+                    item < 0,
+                    exposure(shown),
+                    COUNTS,
+                    split=split,
+                    extra={"loss": 1 / epoch},
+                    **where,
+                )
+                for split in ("valid", "test")
+            ]
             metrics += made[0] + made[1]
         above.append(ranks)
         status = "failed" if one in failed else "ok"
-        rows.append(results.result_row(*made, dataset=dataset, method=method, status=status, train_seconds=12.5,
-                                       extra={"eval_seconds": 1.5}))  # fmt: skip
+        rows.append(
+            results.result_row(
+                *made, dataset=dataset, method=method, status=status, train_seconds=12.5, extra={"eval_seconds": 1.5}
+            )
+        )
     ranks = np.where(cohort == 0, item - 1, 50)
-    baseline = results.evaluation_rows(ranks, 0 * item, cohort, item < 0, exposure(10), COUNTS, ks=(10,), epoch=0,
-                                       step=0, seed=0, split="test")  # fmt: skip
-    baseline = results.result_row(baseline, baseline, dataset=dataset, method="popularity_baseline", status="ok",
-                                  train_seconds=0.0)  # fmt: skip
-    config = {"dataset": dataset, "method": method, "seed": seed, "num_seeds": num_seeds, "num_epochs": EPOCHS[-1],
-              "osf": None, "learning_rate": 0.001, "eval.filter_seen": False, "eval.rolling_history": False}
+    baseline = results.evaluation_rows(
+        ranks, 0 * item, cohort, item < 0, exposure(10), COUNTS, ks=(10,), epoch=0, step=0, seed=0, split="test"
+    )
+    baseline = results.result_row(
+        baseline, baseline, dataset=dataset, method="popularity_baseline", status="ok", train_seconds=0.0
+    )
+    config = {
+        "dataset": dataset,
+        "method": method,
+        "seed": seed,
+        "num_seeds": num_seeds,
+        "num_epochs": EPOCHS[-1],
+        "osf": None,
+        "learning_rate": 0.001,
+        "eval.filter_seen": False,
+        "eval.rolling_history": False,
+    }
     config |= {name.replace("__", "."): value for name, value in settings.items()}
     data = {"fingerprint": f"of-{dataset}", "num_users": 900, "num_items": NUM_ITEMS, "num_rows": 20_000}
     write = {
         "config.json": lambda path: files.write_json(
-            path, {"config": config, "data": data, "versions": {}, "device": "1 x cpu (cpu)"}),
+            path, {"config": config, "data": data, "versions": {}, "device": "1 x cpu (cpu)"}
+        ),
         "metrics.jsonl": lambda path: files.append_rows(path, metrics),
         "cases.npz": lambda path: files.write_arrays(
-            path, user=user, item=item, cohort=cohort, seed=np.arange(num_seeds), num_above=np.array(above),
-            num_tied=0 * np.array(above)),
+            path,
+            user=user,
+            item=item,
+            cohort=cohort,
+            seed=np.arange(num_seeds),
+            num_above=np.array(above),
+            num_tied=0 * np.array(above),
+        ),
         "items.npz": lambda path: files.write_arrays(path, count=COUNTS, cohort=COHORTS),
         "baselines.csv": lambda path: files.write_csv(path, [baseline]),
         "results.csv": lambda path: files.write_csv(path, rows),
-    }  # fmt: skip
+    }
     for name in write.keys() - set(leave_out):
         write[name](folder / name)
     return folder

@@ -1,6 +1,6 @@
 """Twenty seeds on one device and on eight, and one of them alone: the same draws, and nearly the same weights.
 
-    XLA_FLAGS=--xla_force_host_platform_device_count=8 python tests/on_devices.py
+XLA_FLAGS=--xla_force_host_platform_device_count=8 python tests/on_devices.py
 """
 
 import functools
@@ -33,9 +33,15 @@ def main(method_name: str, folder: str) -> None:
     method = samplers.make(method_name, prepared.num_items, settings)
     model, adam = sasrec.SASRec(1, 1, 8, 6), adam_lib.adam()
     step = training.make_step(
-        model=model, method=method, loss=losses.bce, optimizer=adam, batch_size=16, num_items=prepared.num_items,
-        history_size=data.longest_history(dataset), buckets=(buckets.Bucket(8, 6), buckets.Bucket(8, 4)),
-    )  # fmt: skip
+        model=model,
+        method=method,
+        loss=losses.bce,
+        optimizer=adam,
+        batch_size=16,
+        num_items=prepared.num_items,
+        history_size=data.longest_history(dataset),
+        buckets=(buckets.Bucket(8, 6), buckets.Bucket(8, 4)),
+    )
     init = functools.partial(training.init_state, model=model, num_items=prepared.num_items, optimizer=adam)
     tables = method.proposal.init(np.asarray(prepared.item_counts))
     hyper = training.Hyper(np.float32(1e-2), np.float32(0.2), np.float32(1.0))

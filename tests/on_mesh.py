@@ -24,7 +24,9 @@ from jaxneg.training import step as training
 
 NUM_SEEDS, NUM_STEPS = 2, 20
 LAYOUTS = {  # devices for data and for items, and whether the data is streamed
-    "on one device": (1, 1, "off"), "data over 4, streamed": (4, 1, "on"), "items over 8": (1, 8, "off"),
+    "on one device": (1, 1, "off"),
+    "data over 4, streamed": (4, 1, "on"),
+    "items over 8": (1, 8, "off"),
     "both": (2, 2, "off"),
 }
 KEY_BIAS = "['key']['bias']"  # moves by rounding alone: a softmax over keys does not feel it, and Adam scales it up
@@ -62,15 +64,34 @@ def run(folder: pathlib.Path, data_axis: int, model_axis: int, streamed: str):
     What a streamed run draws, the host has drawn: None.
     """
     config = config_lib.base()
-    config.update_from_flattened_dict({
-        "method": "adaptive_mixed", "num_seeds": NUM_SEEDS, "batch_size": 8, "data.format": "synthetic",
-        "data.synthetic.num_users": 300, "data.synthetic.num_items": 60_000, "data.synthetic.num_rows": 60_000,
-        "data.min_user_rows": 2, "data.min_item_rows": 1, "data.cache_dir": str(folder), "model.width": 8,
-        "model.num_blocks": 1, "model.max_len": 5, "optimizer.item_table": "sparse", "learning_rate": 0.01,
-        "sampler.mixture": ("in_batch", "popularity", "popularity_cohort"), "sampler.num_in_batch": 3,
-        "sampler.num_popularity": 1, "sampler.num_kept": 2, "eval.ks": (5, 10), "eval.filter_seen": True,
-        "mesh.data": data_axis, "mesh.model": model_axis, "data.stream": streamed,
-    })  # fmt: skip
+    config.update_from_flattened_dict(
+        {
+            "method": "adaptive_mixed",
+            "num_seeds": NUM_SEEDS,
+            "batch_size": 8,
+            "data.format": "synthetic",
+            "data.synthetic.num_users": 300,
+            "data.synthetic.num_items": 60_000,
+            "data.synthetic.num_rows": 60_000,
+            "data.min_user_rows": 2,
+            "data.min_item_rows": 1,
+            "data.cache_dir": str(folder),
+            "model.width": 8,
+            "model.num_blocks": 1,
+            "model.max_len": 5,
+            "optimizer.item_table": "sparse",
+            "learning_rate": 0.01,
+            "sampler.mixture": ("in_batch", "popularity", "popularity_cohort"),
+            "sampler.num_in_batch": 3,
+            "sampler.num_popularity": 1,
+            "sampler.num_kept": 2,
+            "eval.ks": (5, 10),
+            "eval.filter_seen": True,
+            "mesh.data": data_axis,
+            "mesh.model": model_axis,
+            "data.stream": streamed,
+        }
+    )
     config = config_lib.resolve(config)
     prepared = data.load(experiment.prepare_data(config))
     made = plan_lib.on_devices(plan_lib.make_plan(config, folder, prepared, range(NUM_SEEDS)))
@@ -79,13 +100,22 @@ def run(folder: pathlib.Path, data_axis: int, model_axis: int, streamed: str):
     state = made.programs.init(mesh_lib.seed_keys(layout, 5), mesh_lib.repeat(layout, made.hyper))
     first = own(layout, made.programs.weights(state.params))
     source = next(plan_lib.drawn_from(made, state, 0))[1]
-    draws = None if made.dataset is None else own(layout, mesh_lib.over_seeds(
-        drawing(config, prepared), layout,
-        (mesh_lib.specs(state, mesh_lib.SEED), mesh_lib.specs(made.tables), mesh_lib.specs(made.dataset)),
-    )(state, made.tables, made.dataset))  # fmt: skip
+    draws = (
+        None
+        if made.dataset is None
+        else own(
+            layout,
+            mesh_lib.over_seeds(
+                drawing(config, prepared),
+                layout,
+                (mesh_lib.specs(state, mesh_lib.SEED), mesh_lib.specs(made.tables), mesh_lib.specs(made.dataset)),
+            )(state, made.tables, made.dataset),
+        )
+    )
     advance = made.programs.advance.lower(np.int32(NUM_STEPS), state, made.tables, source).compile()
     evaluate = made.programs.evaluate.lower(
-        made.programs.weights(state.params), made.items, made.splits["test"].cases).compile()
+        made.programs.weights(state.params), made.items, made.splits["test"].cases
+    ).compile()
     # Numbers in what one of eight devices would hold of its seeds' tables.
     held = layout.seeds_per_device * (prepared.num_items + 1) * config.model.width // 8
     moved = [*travelling(advance.as_text()), *travelling(evaluate.as_text(), "f32")]  # histories' ids are not a table
@@ -114,8 +144,14 @@ def drawing(config, prepared: data.Prepared):
 
     def draw(state, tables, dataset):
         keys = training.step_keys(state.key, state.step)
-        batch = data.draw_batch(keys.batch, dataset, batch_size=config.batch_size, max_len=config.model.max_len,
-                                num_items=prepared.num_items, history_size=history_size)  # fmt: skip
+        batch = data.draw_batch(
+            keys.batch,
+            dataset,
+            batch_size=config.batch_size,
+            max_len=config.model.max_len,
+            num_items=prepared.num_items,
+            history_size=history_size,
+        )
         candidates = method.proposal.sample(keys.proposal, tables, batch)
         return batch, candidates.item_ids, candidates.mask
 
@@ -125,8 +161,11 @@ def drawing(config, prepared: data.Prepared):
 def travelling(program: str, kind: str = ""):
     """How many numbers each collective operation of a compiled program moves, array by array."""
     for shapes in COLLECTIVE.findall(COMMENT.sub("", program)):
-        yield from (math.prod(int(size) for size in dims.split(",") if size)
-                    for name, dims in SHAPE.findall(shapes) if name.startswith(kind))  # fmt: skip
+        yield from (
+            math.prod(int(size) for size in dims.split(",") if size)
+            for name, dims in SHAPE.findall(shapes)
+            if name.startswith(kind)
+        )
 
 
 if __name__ == "__main__":

@@ -30,8 +30,11 @@ def assert_refused(capsys, tmp_path, args, says) -> None:
     before = set(tmp_path.iterdir())
     work, cache = tmp_path / "run", tmp_path / "cache"
     given = " ".join(args)
-    args = [*args, *([] if "--workdir" in given else [f"--workdir={work}"]),
-            *([] if "data.cache_dir" in given else [f"--config.data.cache_dir={cache}"])]  # fmt: skip
+    args = [
+        *args,
+        *([] if "--workdir" in given else [f"--workdir={work}"]),
+        *([] if "data.cache_dir" in given else [f"--config.data.cache_dir={cache}"]),
+    ]
     assert main.main(["main.py", *args]) == 2
     assert_one_line(capsys, says)
     assert not work.exists() or not list(work.iterdir())

@@ -124,9 +124,14 @@ def test_a_bad_setting(capsys, tmp_path, flag):
 
 
 def test_more_negatives_than_items_is_found_when_the_data_is_there(capsys, tmp_path):
-    config = [QUICKSTART, "--config.data.synthetic.num_items=90", "--config.data.synthetic.num_rows=5000",
-              "--config.data.synthetic.num_users=100", "--config.sampler.num_uniform=91",
-              f"--config.data.cache_dir={tmp_path}/cache"]  # fmt: skip
+    config = [
+        QUICKSTART,
+        "--config.data.synthetic.num_items=90",
+        "--config.data.synthetic.num_rows=5000",
+        "--config.data.synthetic.num_users=100",
+        "--config.sampler.num_uniform=91",
+        f"--config.data.cache_dir={tmp_path}/cache",
+    ]
     main.main(["main.py", *config, f"--workdir={tmp_path}/run"])  # prepares the data, and says so
     capsys.readouterr()
     assert_refused(capsys, tmp_path, config, ["sampler.num_uniform is 91", "at most the number of items, 88"])
@@ -140,8 +145,10 @@ COMMANDS = {
     "no config": (["--workdir=x"], ["--config is needed"]),
     "an empty config": (["--config="], ["--config is needed"]),
     "no workdir": ([QUICKSTART, "--workdir="], ["--workdir is needed", "--workdir=runs/first"]),
-    "a flag without its value": ([QUICKSTART, "--workdir=x", "--config.data.cache_dir=x", "--config.seed"],
-                                  ["Missing value for flag --config.seed"]),
+    "a flag without its value": (
+        [QUICKSTART, "--workdir=x", "--config.data.cache_dir=x", "--config.seed"],
+        ["Missing value for flag --config.seed"],
+    ),
     "a flag as the value of another": ([QUICKSTART, "--config.seed", "--config.seed"], ["config.seed=--config.seed"]),
     "an unknown flag": ([QUICKSTART, "--wrokdir=x", "--workdir=x"], ["wrokdir", "workdir"]),
     "three dashes": ([QUICKSTART, "---config.seed=1"], ["-config.seed"]),
@@ -192,11 +199,15 @@ CONFIG_FILES = {
     "a field more": (BASE + "    c.unlock()\n    c.extra = 1\n    return c\n", ["no field 'extra'"]),
     "a field less": (BASE + "    c.unlock()\n    del c.osf\n    return c\n", ["lacks the fields osf"]),
     "a list": (BASE + "    c.osf = [1]\n    return c\n", ["TypeError in line 4", "'osf'", "list"]),
-    "a list, typed anew": (BASE + "    c.unlock()\n    del c.osf\n    c.osf = [1]\n    return c\n",
-                           ["config.osf=[1]", "a number"]),
+    "a list, typed anew": (
+        BASE + "    c.unlock()\n    del c.osf\n    c.osf = [1]\n    return c\n",
+        ["config.osf=[1]", "a number"],
+    ),
     "None": (BASE + "    c.unlock()\n    c.osf = None\n    return c\n", ["config.osf=None", "a number"]),
-    "text for a group": (BASE + "    c.unlock()\n    del c.model\n    c.model = 'x'\n    return c\n",
-                         ["config.model is a group of fields"]),
+    "text for a group": (
+        BASE + "    c.unlock()\n    del c.model\n    c.model = 'x'\n    return c\n",
+        ["config.model is a group of fields"],
+    ),
 }
 
 
@@ -299,12 +310,18 @@ DAMAGES = {
     "an array missing": (lambda folder: (folder / "times.npy").unlink(), ["times.npy: cannot be read", "No such file"]),
     "an array cut short": (change_bytes("items.npy", lambda b: b[:-8]), ["items.npy: has 920 bytes, and 928 were"]),
     "an empty array file": (change_bytes("valid_end.npy", lambda b: b""), ["valid_end.npy: has 0 bytes"]),
-    "a folder as an array": (lambda folder: ((folder / "items.npy").unlink(), (folder / "items.npy").mkdir()),
-                             ["items.npy: "]),
-    "one bit flipped": (change_bytes("times.npy", lambda b: b[:-9] + bytes([b[-9] ^ 4]) + b[-8:]),
-                        ["times.npy: is damaged", "checksum"]),
-    "one bit flipped in a header": (change_bytes("items.npy", lambda b: b[:20] + bytes([b[20] ^ 4]) + b[21:]),
-                                    ["items.npy: is damaged", "checksum"]),
+    "a folder as an array": (
+        lambda folder: ((folder / "items.npy").unlink(), (folder / "items.npy").mkdir()),
+        ["items.npy: "],
+    ),
+    "one bit flipped": (
+        change_bytes("times.npy", lambda b: b[:-9] + bytes([b[-9] ^ 4]) + b[-8:]),
+        ["times.npy: is damaged", "checksum"],
+    ),
+    "one bit flipped in a header": (
+        change_bytes("items.npy", lambda b: b[:20] + bytes([b[20] ^ 4]) + b[21:]),
+        ["items.npy: is damaged", "checksum"],
+    ),
     "two items exchanged": (change_array("items", lambda a: a[::-1].copy()), ["items.npy: is damaged", "checksum"]),
     "another type": (sealed(change_array("items", lambda a: a.astype(np.int64))), ["items.npy", "'<i4'"]),
     "another shape": (sealed(change_array("items", lambda a: a[None])), ["items.npy", "shape and type ((1, 200)"]),
@@ -405,10 +422,18 @@ def test_files_may_not_grow_beyond_a_limit(tmp_path):
     """The system itself refuses to write, in the middle of an array."""
     rows = [(n % 500, n % 90, n) for n in range(60_000)]
     (tmp_path / "raw.csv").write_bytes(lines("{u},{i},{t}\n", "user,item,time\n", rows))
-    args = ["main.py", INTERACTIONS, *COLUMNS, f"--config.data.path={tmp_path}/raw.csv",
-            f"--config.data.cache_dir={tmp_path}/cache", f"--workdir={tmp_path}/run"]  # fmt: skip
-    code = ("import resource, sys; from jaxneg import main; from jaxneg.run import experiment; "
-            f"resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)); sys.exit(main.main({args!r}))")
+    args = [
+        "main.py",
+        INTERACTIONS,
+        *COLUMNS,
+        f"--config.data.path={tmp_path}/raw.csv",
+        f"--config.data.cache_dir={tmp_path}/cache",
+        f"--workdir={tmp_path}/run",
+    ]
+    code = (
+        "import resource, sys; from jaxneg import main; from jaxneg.run import experiment; "
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)); sys.exit(main.main({args!r}))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     *_, last = done.stderr.splitlines()
     assert done.returncode == 2 and done.stdout == "" and "Traceback" not in done.stderr
@@ -473,11 +498,15 @@ RESULT_FOLDERS = {
     "a NUL": (lambda folder: ["a\0b"], ["a\\x00b: "]),
     "no folder named": (lambda folder: [], ["the following arguments are required: DIR"]),
     "an unknown flag": (lambda folder: ["--all", "x"], ["unrecognized arguments: --all"]),
-    "a folder as results.csv": (lambda folder: (folder / "results.csv").mkdir() or [str(folder)],
-                                ["baselines.csv: there is no such file"]),
-    "no baselines.csv": (lambda folder: (folder / "results.csv").touch() or [str(folder)],
-                         ["baselines.csv: there is no such file", "a finished run writes it"]),
-}  # fmt: skip
+    "a folder as results.csv": (
+        lambda folder: (folder / "results.csv").mkdir() or [str(folder)],
+        ["baselines.csv: there is no such file"],
+    ),
+    "no baselines.csv": (
+        lambda folder: (folder / "results.csv").touch() or [str(folder)],
+        ["baselines.csv: there is no such file", "a finished run writes it"],
+    ),
+}
 
 
 @pytest.mark.parametrize("case", RESULT_FOLDERS)
@@ -547,9 +576,19 @@ def test_nothing_in_jaxneg_loads_a_pickle_or_evaluates_text():
     assert {path.name: risks(path.read_text()) for path in sources if risks(path.read_text())} == {}
 
 
-@pytest.mark.parametrize("source", [
-    "import pickle", "from torch import load", "import numpy as np\nnp.load('x')", "np.load('x', allow_pickle=True)",
-    "np.load('x', allow_pickle=flag)", "pd.read_pickle('x')", "eval('1')", "exec(text)", "import joblib.numpy_pickle",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle",
+        "from torch import load",
+        "import numpy as np\nnp.load('x')",
+        "np.load('x', allow_pickle=True)",
+        "np.load('x', allow_pickle=flag)",
+        "pd.read_pickle('x')",
+        "eval('1')",
+        "exec(text)",
+        "import joblib.numpy_pickle",
+    ],
+)
 def test_the_search_for_pickles_finds_them(source):
     assert len(risks(source)) == 1

@@ -67,8 +67,9 @@ def test_a_folder_is_for_one_process(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("number, words", [
-    (errno.ENOSPC, "No space left on device"), (errno.EROFS, "Read-only file system")])
+@pytest.mark.parametrize(
+    "number, words", [(errno.ENOSPC, "No space left on device"), (errno.EROFS, "Read-only file system")]
+)
 def test_a_disk_that_turns_full_is_one_line(tmp_path, number, words):
     with pytest.raises(InputError, match=f"cannot be written any more .{words}"), files.claimed(tmp_path):
         raise OSError(number, os.strerror(number))

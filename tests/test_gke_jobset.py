@@ -106,8 +106,9 @@ BROKEN = {
     "pods that restart alone": lambda jobset: pod_of(jobset).update(restartPolicy="OnFailure"),
     "an image left out": lambda jobset: pod_of(jobset)["containers"][0].pop("image"),
     "both kinds of devices": lambda jobset: pod_of(jobset)["containers"][0]["resources"]["limits"].update(
-        {"google.com/tpu": 4, "nvidia.com/gpu": 8}),
-}  # fmt: skip
+        {"google.com/tpu": 4, "nvidia.com/gpu": 8}
+    ),
+}
 
 
 @pytest.mark.parametrize("broken", BROKEN)

@@ -40,8 +40,10 @@ def imported_modules(path: pathlib.Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import in line {node.lineno}"
             # `from jaxneg import types` imports a module, `from jaxneg import __version__` does not.
-            found |= {f"{node.module}.{alias.name}" if is_module(f"{node.module}.{alias.name}") else node.module
-                      for alias in node.names}
+            found |= {
+                f"{node.module}.{alias.name}" if is_module(f"{node.module}.{alias.name}") else node.module
+                for alias in node.names
+            }
     return {name for name in found if name.split(".")[0] == "jaxneg"}
 
 

@@ -30,8 +30,16 @@ def test_the_generated_rows_have_every_item_and_whole_users(tmp_path, monkeypatc
 
 @pytest.mark.slow
 def test_all_stages(tmp_path):
-    sizes = {"items": 300, "rows": 6000, "small_items": 300, "width": 4, "length": 5, "batch": 16, "steps": 100,
-             "users": 10}  # fmt: skip
+    sizes = {
+        "items": 300,
+        "rows": 6000,
+        "small_items": 300,
+        "width": 4,
+        "length": 5,
+        "batch": 16,
+        "steps": 100,
+        "users": 10,
+    }
     out = tmp_path / "large.json"
     command = [sys.executable, ROOT / "benchmarks" / "large.py", *(f"--{name}={size}" for name, size in sizes.items())]
     subprocess.run([*command, "--stream=on", f"--folder={tmp_path}", f"--json={out}"], check=True)

@@ -202,20 +202,30 @@ def numpy_sampled_softmax(positive, scores, log_q):
 
 LOSSES = {
     "bce": (losses.bce, lambda p, s, q: log_loss(p) + log_loss(-s).mean()),
-    "bce_sum": (functools.partial(losses.bce, negative_reduction="sum", negative_weight=0.5),
-                lambda p, s, q: log_loss(p) + 0.5 * log_loss(-s).sum()),
+    "bce_sum": (
+        functools.partial(losses.bce, negative_reduction="sum", negative_weight=0.5),
+        lambda p, s, q: log_loss(p) + 0.5 * log_loss(-s).sum(),
+    ),
     "gbce": (functools.partial(losses.gbce, num_items=40, calibration=0.75), numpy_gbce),
-    "gbce_mean": (functools.partial(losses.gbce, num_items=40, calibration=1.0, negative_reduction="mean"),
-                  lambda p, s, q: len(s) / 39 * log_loss(p) + log_loss(-s).mean()),
+    "gbce_mean": (
+        functools.partial(losses.gbce, num_items=40, calibration=1.0, negative_reduction="mean"),
+        lambda p, s, q: len(s) / 39 * log_loss(p) + log_loss(-s).mean(),
+    ),
     "bpr": (losses.bpr, lambda p, s, q: log_loss(p - s).mean()),
     "bpr_max": (functools.partial(losses.bpr_max, score_penalty=0.3), numpy_bpr_max),
     "top1_max": (losses.top1_max, lambda p, s, q: (softmax(s) * (sigmoid(s - p) + sigmoid(s**2))).sum()),
     "sampled_softmax": (losses.sampled_softmax, numpy_sampled_softmax),
-    "infonce": (functools.partial(losses.infonce, temperature=0.4),
-                lambda p, s, q: np.logaddexp.reduce([p / 0.4, *(s / 0.4)]) - p / 0.4),
-}  # fmt: skip
-WITHOUT_NEGATIVES = {"bce": log_loss, "bce_sum": log_loss, "gbce": lambda p: 0.25 * log_loss(p),
-                     "gbce_mean": lambda p: 0.0}  # the others are 0
+    "infonce": (
+        functools.partial(losses.infonce, temperature=0.4),
+        lambda p, s, q: np.logaddexp.reduce([p / 0.4, *(s / 0.4)]) - p / 0.4,
+    ),
+}
+WITHOUT_NEGATIVES = {
+    "bce": log_loss,
+    "bce_sum": log_loss,
+    "gbce": lambda p: 0.25 * log_loss(p),
+    "gbce_mean": lambda p: 0.0,
+}  # the others are 0
 
 
 def drawn(name, mask_shape=(B, L, N), scale=2.0, seed=0):
@@ -297,8 +307,10 @@ def test_what_is_masked_has_no_influence_on_any_loss(name, poison):
     mask[1, 2] = False
     clean, dirty = (
         jax.value_and_grad(lambda p, s, q: jnp.sum(value(name, p, s, q, mask)), argnums=(0, 1))(
-            positive, np.where(mask, scores, fill), np.where(mask, log_q, fill))
-        for fill in (np.float32(0), np.float32(poison)))  # fmt: skip
+            positive, np.where(mask, scores, fill), np.where(mask, log_q, fill)
+        )
+        for fill in (np.float32(0), np.float32(poison))
+    )
     jax.tree.map(np.testing.assert_array_equal, clean, dirty)
     assert np.isfinite(clean[0]) and all(np.isfinite(gradient).all() for gradient in clean[1])
     alone = value(name, positive, scores, log_q, mask)[1, 2]
@@ -312,8 +324,9 @@ def test_gbce_without_calibration_is_bce_with_the_sum():
     plain = losses.bce(jnp.asarray(positive), pool, negative_reduction="sum", negative_weight=0.7)
     general = losses.gbce(jnp.asarray(positive), pool, num_items=40, calibration=0.0, negative_weight=0.7)
     np.testing.assert_array_equal(general, plain)
-    everything = losses.gbce(jnp.asarray(positive), negatives(scores, np.ones((B, L, N), bool)),
-                             num_items=N + 1, calibration=1.0)  # fmt: skip
+    everything = losses.gbce(
+        jnp.asarray(positive), negatives(scores, np.ones((B, L, N), bool)), num_items=N + 1, calibration=1.0
+    )
     summed = losses.bce(jnp.asarray(positive), negatives(scores, np.ones((B, L, N), bool)), negative_reduction="sum")
     np.testing.assert_allclose(everything, summed, rtol=1e-6)  # with all items as negatives there is nothing to undo
 
@@ -385,18 +398,23 @@ def test_full_softmax_passes_check_grads_and_vmap():
     def total(hidden, item_table):
         return jnp.mean(losses.full_softmax(hidden, item_table, jnp.asarray(targets), chunk=4))
 
-    check_grads(jax.jit(total), (jnp.asarray(hidden), jnp.asarray(item_table)), order=1, modes=["rev"],
-                atol=1e-2, rtol=1e-2)  # fmt: skip
+    check_grads(
+        jax.jit(total), (jnp.asarray(hidden), jnp.asarray(item_table)), order=1, modes=["rev"], atol=1e-2, rtol=1e-2
+    )
     seeds = jnp.stack([hidden, 2 * hidden]), jnp.stack([item_table, 3 * item_table])
     together = jax.vmap(jax.grad(total, (0, 1)))(*seeds)
     for seed in range(2):
         alone = jax.grad(total, (0, 1))(*(x[seed] for x in seeds))
-        jax.tree.map(lambda one, all_: np.testing.assert_allclose(one, all_, rtol=1e-5, atol=1e-7),
-                     alone, jax.tree.map(lambda x, seed=seed: x[seed], together))  # fmt: skip
+        jax.tree.map(
+            lambda one, all_: np.testing.assert_allclose(one, all_, rtol=1e-5, atol=1e-7),
+            alone,
+            jax.tree.map(lambda x, seed=seed: x[seed], together),
+        )
 
 
 def test_full_softmax_needs_no_memory_that_grows_with_the_catalogue():
     """Temporary bytes of the loss with both gradients; the gradients themselves are outputs."""
+
     def temporary_bytes(num_items):
         hidden, item_table = jnp.zeros((8, 32, 16)), jnp.zeros((num_items + 1, 16))
         targets = jnp.ones((8, 32), jnp.int32)

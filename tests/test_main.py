@@ -39,12 +39,24 @@ def run_main(*args):
 
 
 def test_values_reach_the_experiment(experiment):
-    code = run_main("--config.seed=7", "--config", f"{CONFIGS}/beauty.py:mixed", "--workdir=out",
-                    "--config.osf=inf", "--config.eval.ks=5,20", "--config.reference", "--noconfig.loss.count_pads",
-                    "--config.sampler.num_in_batch", "9", "--config.data.path=/a b.csv", "--config.learning_rate=1",
-                    "--config.sampler.mixed_exclude=history", "--config.optimizer.tensorflow_epsilon=false")
+    code = run_main(
+        "--config.seed=7",
+        "--config",
+        f"{CONFIGS}/beauty.py:mixed",
+        "--workdir=out",
+        "--config.osf=inf",
+        "--config.eval.ks=5,20",
+        "--config.reference",
+        "--noconfig.loss.count_pads",
+        "--config.sampler.num_in_batch",
+        "9",
+        "--config.data.path=/a b.csv",
+        "--config.learning_rate=1",
+        "--config.sampler.mixed_exclude=history",
+        "--config.optimizer.tensorflow_epsilon=false",
+    )
     assert code == 0
-    (resolved, workdir), = experiment.calls
+    ((resolved, workdir),) = experiment.calls
     assert (workdir, resolved.method, resolved.seed, resolved.osf) == ("out", "mixed", 7, float("inf"))
     assert (resolved.eval.ks, resolved.learning_rate, resolved.sampler.num_in_batch) == ((5, 10, 20), 1.0, 9)
     assert (resolved.data.path, resolved.reference, resolved.sampler.pool) == ("/a b.csv", True, "in_batch")
@@ -52,26 +64,35 @@ def test_values_reach_the_experiment(experiment):
     assert (resolved.optimizer.tensorflow_epsilon, resolved.loss.keep_unselected) == (False, True)
 
 
-@pytest.mark.parametrize(("args", "says"), [
-    ([], ["--config is needed", "configs/quickstart.py"]),
-    (["--config", "--workdir=x"], ["--config is needed"]),
-    ([QUICKSTART], ["--workdir is needed"]),
-    ([QUICKSTART, "--workdir="], ["--workdir is needed"]),
-    ([f"--config={CONFIGS}/ml1.py", "--workdir=x"], ["no file", "ml1.py", "ml1m.py", "quickstart.py"]),
-    ([QUICKSTART + ":mixd", "--workdir=x"], ["unknown method 'mixd'", "did you mean 'mixed'", "inverse_popularity"]),
-    ([QUICKSTART, "--workdir=x", "--config.batchsize=3"], ["'batchsize'", "did you mean 'batch_size'"]),
-    ([QUICKSTART, "--workdir=x", "--config.sampler.num_kep", "3"], ["did you mean 'sampler.num_kept'"]),
-    ([QUICKSTART, "--workdir=x", "--config.sampler={}"], ["group of fields", "sampler.scope"]),
-    ([QUICKSTART, "--workdir=x", "--config.batch_size=many"], ["config.batch_size=many", "a whole number, 1 or more"]),
-    ([QUICKSTART, "--workdir=x", "--config.batch_size=1.5"], ["config.batch_size=1.5", "a whole number"]),
-    ([QUICKSTART, "--workdir=x", "--config.reference=perhaps"], ["config.reference=perhaps", "true or false"]),
-    ([QUICKSTART, "--workdir=x", "--config.batch_size=0"], ["config.batch_size=0", "1 or more"]),
-    ([QUICKSTART, "--workdir=x", "--config.sampler.num_kept=200"], ["num_kept=200", "pool of 110"]),
-    ([QUICKSTART, "--workdir=x", "--config.eval.ks=ten"], ["config.eval.ks=('ten',)", "whole numbers"]),
-    ([QUICKSTART, "--workdir=x", "--config.seed"], ["--config.seed"]),
-    ([QUICKSTART, "--wrokdir=x"], ["wrokdir", "workdir"]),
-    ([QUICKSTART, "--workdir=x", "again"], ["unexpected argument 'again'"]),
-])
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ([], ["--config is needed", "configs/quickstart.py"]),
+        (["--config", "--workdir=x"], ["--config is needed"]),
+        ([QUICKSTART], ["--workdir is needed"]),
+        ([QUICKSTART, "--workdir="], ["--workdir is needed"]),
+        ([f"--config={CONFIGS}/ml1.py", "--workdir=x"], ["no file", "ml1.py", "ml1m.py", "quickstart.py"]),
+        (
+            [QUICKSTART + ":mixd", "--workdir=x"],
+            ["unknown method 'mixd'", "did you mean 'mixed'", "inverse_popularity"],
+        ),
+        ([QUICKSTART, "--workdir=x", "--config.batchsize=3"], ["'batchsize'", "did you mean 'batch_size'"]),
+        ([QUICKSTART, "--workdir=x", "--config.sampler.num_kep", "3"], ["did you mean 'sampler.num_kept'"]),
+        ([QUICKSTART, "--workdir=x", "--config.sampler={}"], ["group of fields", "sampler.scope"]),
+        (
+            [QUICKSTART, "--workdir=x", "--config.batch_size=many"],
+            ["config.batch_size=many", "a whole number, 1 or more"],
+        ),
+        ([QUICKSTART, "--workdir=x", "--config.batch_size=1.5"], ["config.batch_size=1.5", "a whole number"]),
+        ([QUICKSTART, "--workdir=x", "--config.reference=perhaps"], ["config.reference=perhaps", "true or false"]),
+        ([QUICKSTART, "--workdir=x", "--config.batch_size=0"], ["config.batch_size=0", "1 or more"]),
+        ([QUICKSTART, "--workdir=x", "--config.sampler.num_kept=200"], ["num_kept=200", "pool of 110"]),
+        ([QUICKSTART, "--workdir=x", "--config.eval.ks=ten"], ["config.eval.ks=('ten',)", "whole numbers"]),
+        ([QUICKSTART, "--workdir=x", "--config.seed"], ["--config.seed"]),
+        ([QUICKSTART, "--wrokdir=x"], ["wrokdir", "workdir"]),
+        ([QUICKSTART, "--workdir=x", "again"], ["unexpected argument 'again'"]),
+    ],
+)
 def test_bad_flags_get_one_line_and_code_2(args, says, capsys, experiment):
     assert run_main(*args) == 2
     out, err = capsys.readouterr()
@@ -81,17 +102,25 @@ def test_bad_flags_get_one_line_and_code_2(args, says, capsys, experiment):
     assert not experiment.calls
 
 
-@pytest.mark.parametrize(("text", "says"), [
-    ("def get_config(:\n", "SyntaxError"),
-    ("x = 1\nraise RuntimeError('two\\nlines')\n", "RuntimeError in line 2: two lines"),
-    ("import nowhere_to_be_found\n", "ModuleNotFoundError in line 1"),
-    ("from jaxneg import config\ndef get_config():\n    c = config.base()\n    c.batchsize = 3\n    return c\n",
-     'Did you mean "batch_size"'),
-    ("from jaxneg import config\ndef get_config():\n    c = config.base()\n    c.batch_size = 'x'\n    return c\n",
-     "TypeError in line 4"),
-    ("def get_config():\n    return {'seed': 1}\n", "made by jaxneg.config.base()"),
-    ("seed = 1\n", "KeyError: get_config"),
-])
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("def get_config(:\n", "SyntaxError"),
+        ("x = 1\nraise RuntimeError('two\\nlines')\n", "RuntimeError in line 2: two lines"),
+        ("import nowhere_to_be_found\n", "ModuleNotFoundError in line 1"),
+        (
+            "from jaxneg import config\ndef get_config():\n    c = config.base()\n    c.batchsize = 3\n    return c\n",
+            'Did you mean "batch_size"',
+        ),
+        (
+            "from jaxneg import config\ndef get_config():\n    c = config.base()\n    c.batch_size = 'x'"
+            "\n    return c\n",
+            "TypeError in line 4",
+        ),
+        ("def get_config():\n    return {'seed': 1}\n", "made by jaxneg.config.base()"),
+        ("seed = 1\n", "KeyError: get_config"),
+    ],
+)
 def test_a_broken_config_file_gets_one_line(text, says, tmp_path, capsys, experiment):
     path = tmp_path / "mine.py"
     path.write_text(text)
@@ -136,7 +165,7 @@ def test_help_names_every_field_method_and_config(flag, capsys):
     assert run_main(QUICKSTART, flag) == 0
     out = capsys.readouterr().out
     for name, field in config_lib.FIELDS.items():
-        line, = (line for line in out.splitlines() if line.startswith(f"  {name}="))
+        (line,) = (line for line in out.splitlines() if line.startswith(f"  {name}="))
         assert field.text in line
     assert "  batch_size=128 " in out and "  sampler.pool=as reference " in out
     for name in [*config_lib.METHODS, *(path.stem for path in CONFIGS.glob("*.py"))]:
@@ -144,8 +173,12 @@ def test_help_names_every_field_method_and_config(flag, capsys):
 
 
 def test_as_a_program():
-    done = subprocess.run([sys.executable, "-m", "jaxneg.main", QUICKSTART, "--config.osf=-1", "--workdir=x"],
-                          capture_output=True, text=True, cwd=CONFIGS.parent)
+    done = subprocess.run(
+        [sys.executable, "-m", "jaxneg.main", QUICKSTART, "--config.osf=-1", "--workdir=x"],
+        capture_output=True,
+        text=True,
+        cwd=CONFIGS.parent,
+    )
     assert (done.returncode, done.stdout) == (2, "")
     allowed = "a number, above 0, or inf (a finite one: 1e6 at most)"
     assert done.stderr == f"jaxneg: config.osf=-1.0 is not allowed: {allowed}\n"

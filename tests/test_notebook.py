@@ -13,11 +13,21 @@ from jupyter_client.kernelspec import KernelSpecManager
 
 ROOT = pathlib.Path(__file__).parent.parent
 FILE = ROOT / "launch/colab.ipynb"
-SMALL = {"num_epochs": 2, "eval_every": 1, "batch_size": 32, "model.width": 8, "model.num_blocks": 1,
-         "model.max_len": 8, "num_buckets": 1, "sampler.num_in_batch": 4, "sampler.num_uniform": 10,
-         "sampler.num_popularity": 10, "data.synthetic.num_rows": 3000, "data.synthetic.num_users": 150,
-         "data.synthetic.num_items": 80}  # fmt: skip
-
+SMALL = {
+    "num_epochs": 2,
+    "eval_every": 1,
+    "batch_size": 32,
+    "model.width": 8,
+    "model.num_blocks": 1,
+    "model.max_len": 8,
+    "num_buckets": 1,
+    "sampler.num_in_batch": 4,
+    "sampler.num_uniform": 10,
+    "sampler.num_popularity": 10,
+    "data.synthetic.num_rows": 3000,
+    "data.synthetic.num_users": 150,
+    "data.synthetic.num_items": 80,
+}
 
 
 def test_it_is_a_sound_notebook_without_outputs():
@@ -34,8 +44,11 @@ def test_it_is_a_sound_notebook_without_outputs():
 def kernel(tmp_path, monkeypatch) -> str:
     """The name of a kernel that is this very Python."""
     (tmp_path / "kernels/tested").mkdir(parents=True)
-    started = {"argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
-               "display_name": "tested", "language": "python"}  # fmt: skip
+    started = {
+        "argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+        "display_name": "tested",
+        "language": "python",
+    }
     (tmp_path / "kernels/tested/kernel.json").write_text(json.dumps(started))
     for name in ("JUPYTER_PATH", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR"):
         monkeypatch.setenv(name, str(tmp_path))
@@ -58,8 +71,12 @@ def printed(outputs) -> str:
 def test_it_runs_from_top_to_bottom(kernel, tmp_path, monkeypatch):
     cache = f"--config.data.cache_dir={tmp_path}/cache"
     settings = [*(f"--config.{name}={value}" for name, value in SMALL.items()), cache]
-    for name, value in {"SEEDS": "2", "METHODS": "uniform,popularity", "SETTINGS": " ".join(settings),
-                        "WORKDIR": str(tmp_path / "work")}.items():  # fmt: skip
+    for name, value in {
+        "SEEDS": "2",
+        "METHODS": "uniform,popularity",
+        "SETTINGS": " ".join(settings),
+        "WORKDIR": str(tmp_path / "work"),
+    }.items():
         monkeypatch.setenv(f"JAXNEG_{name}", value)
     for proxy in ("http_proxy", "https_proxy"):  # whoever asks for the network fails at once
         monkeypatch.setenv(proxy, "http://127.0.0.1:9")

@@ -33,8 +33,18 @@ def test_without_the_other_libraries_jaxneg_is_measured_alone(tmp_path):
     columns = {"user": "SessionId", "item": "ItemId", "time": "Time"}
     synthetic.generate(6_000, 300, 200, seed=0).rename(columns=columns).to_parquet(file)
     nobody = [f"--python={name}=no/such/python" for name in ("rectools", "replay", "recbole")]
-    command = [sys.executable, BENCHMARKS / "rivals.py", f"--data={file}", *nobody, "--lengths=8", "--negatives=3",
-               "--rounds=1", "--seconds=0.01", "--warm_up=1", "--no_variants"]  # fmt: skip
+    command = [
+        sys.executable,
+        BENCHMARKS / "rivals.py",
+        f"--data={file}",
+        *nobody,
+        "--lengths=8",
+        "--negatives=3",
+        "--rounds=1",
+        "--seconds=0.01",
+        "--warm_up=1",
+        "--no_variants",
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     for name in ("rectools", "replay", "recbole"):
@@ -50,8 +60,13 @@ def test_without_the_other_libraries_jaxneg_is_measured_alone(tmp_path):
 
 def test_a_turn_holds_whole_steps_and_at_least_the_asked_seconds():
     lines = [json.dumps({"warm_up_steps": 3, "negatives": 5}), "train 0.05", "train 0.001", "evaluate", "end"]
-    done = subprocess.run([sys.executable, "-c", LIBRARY, BENCHMARKS / "rivals"], input="\n".join(lines),
-                          capture_output=True, text=True, check=True)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", LIBRARY, BENCHMARKS / "rivals"],
+        input="\n".join(lines),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     about, long, short, evaluation = map(json.loads, done.stdout.splitlines())
     assert about["negatives"] == [8, 1, 5] and about["versions"] == {"numpy": np.__version__}
     assert long["seconds"] >= 0.05 and 8 <= long["sequences"] <= 8 * 5 and long["loss"] == 0.5
@@ -60,10 +75,13 @@ def test_a_turn_holds_whole_steps_and_at_least_the_asked_seconds():
     assert "must not reach the parent" in done.stderr
 
 
-@pytest.mark.parametrize("argument, told", [
-    ("--python=surprise=python", "'surprise' names no library; allowed are jaxneg, recbole, rectools, replay"),
-    ("--rounds=1", "no/such/file"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "argument, told",
+    [
+        ("--python=surprise=python", "'surprise' names no library; allowed are jaxneg, recbole, rectools, replay"),
+        ("--rounds=1", "no/such/file"),
+    ],
+)
 def test_bad_arguments_are_refused_in_a_line(argument, told):
     command = [sys.executable, BENCHMARKS / "rivals.py", "--data=no/such/file", argument]
     done = subprocess.run(command, capture_output=True, text=True)

@@ -18,8 +18,13 @@ YAML = sorted(ROOT.glob("launch/*.yaml"))
 def shellcheck(*arguments: str, text: str = "") -> subprocess.CompletedProcess:
     """With all that it knows, followed into sourced files."""
     program = shutil.which("shellcheck", path=sysconfig.get_path("scripts")) or shutil.which("shellcheck")
-    return subprocess.run([program, "--external-sources", "--shell=bash", *arguments], input=text, cwd=ROOT,
-                          capture_output=True, text=True)  # fmt: skip
+    return subprocess.run(
+        [program, "--external-sources", "--shell=bash", *arguments],
+        input=text,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
@@ -31,8 +36,18 @@ def test_shellcheck(path):
 def test_shellcheck_of_the_script_for_slurm(capsys, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "launch"))
     slurm = types.SimpleNamespace(**runpy.run_path(str(ROOT / "launch/slurm.py")))
-    for more in ([], ["--nodes=2", "--gpus-per-node=8", "--cpus-per-task=4", "--time=1-00", "--at-once=3",
-                      "--setup=module load cuda", "--config.data.path=it's here.csv"]):  # fmt: skip
+    for more in (
+        [],
+        [
+            "--nodes=2",
+            "--gpus-per-node=8",
+            "--cpus-per-task=4",
+            "--time=1-00",
+            "--at-once=3",
+            "--setup=module load cuda",
+            "--config.data.path=it's here.csv",
+        ],
+    ):
         assert slurm.main(["slurm.py", f"--config={ROOT}/configs/ml1m.py", "--workdir=a b", *more]) == 0
         done = shellcheck("-", text=capsys.readouterr().out)
         assert done.returncode == 0, done.stdout

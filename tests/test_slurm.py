@@ -53,14 +53,39 @@ def options_of(script: str) -> list[str]:
 
 def test_a_task_for_each_data_set_and_method(slurm, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    script = script_of(slurm, capsys, f"--config={ROOT}/configs/beauty.py", "--methods=uniform,mixed", "--workdir=a b",
-                       "--beauty.data.path=my file.csv", "--time=1-08:00:00", "--partition=gpu", "--account=me",
-                       "--gpus-per-node=4", "--cpus-per-task=8", "--at-once=2", "--sbatch=--mem=64G",
-                       "--setup=module load cuda", "--python=/env/bin/python")  # fmt: skip
+    script = script_of(
+        slurm,
+        capsys,
+        f"--config={ROOT}/configs/beauty.py",
+        "--methods=uniform,mixed",
+        "--workdir=a b",
+        "--beauty.data.path=my file.csv",
+        "--time=1-08:00:00",
+        "--partition=gpu",
+        "--account=me",
+        "--gpus-per-node=4",
+        "--cpus-per-task=8",
+        "--at-once=2",
+        "--sbatch=--mem=64G",
+        "--setup=module load cuda",
+        "--python=/env/bin/python",
+    )
     assert options_of(script) == [
-        "--job-name=jaxneg", "--array=0-3%2", "--nodes=1", "--ntasks-per-node=1", "--gpus-per-node=4",
-        "--cpus-per-task=8", "--time=1-08:00:00", "--partition=gpu", "--account=me", "--requeue", "--signal=B:USR1@300",
-        "--open-mode=append", f"--output='{tmp_path}/a b/slurm/%A_%a.log'", "--mem=64G"]  # fmt: skip
+        "--job-name=jaxneg",
+        "--array=0-3%2",
+        "--nodes=1",
+        "--ntasks-per-node=1",
+        "--gpus-per-node=4",
+        "--cpus-per-task=8",
+        "--time=1-08:00:00",
+        "--partition=gpu",
+        "--account=me",
+        "--requeue",
+        "--signal=B:USR1@300",
+        "--open-mode=append",
+        f"--output='{tmp_path}/a b/slurm/%A_%a.log'",
+        "--mem=64G",
+    ]
     beauty = "'--config.data.path=my file.csv' '--workdir=a b/beauty/mixed') ;;"
     assert f"  3) run=(/env/bin/python -m jaxneg.main --config={ROOT}/configs/beauty.py:mixed {beauty}" in script
     assert "\nmodule load cuda\n" in script and "srun --kill-on-bad-exit=1 --cpus-per-task=8 " in script
@@ -68,33 +93,39 @@ def test_a_task_for_each_data_set_and_method(slurm, capsys, tmp_path, monkeypatc
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("arguments", "tasks", "multihost"), [
-    ((), 1, False),
-    (("--gpus-per-node=4",), 1, False),
-    (("--nodes=2",), 1, True),
-    (("--nodes=2", "--gpus-per-node=4"), 4, True),
-    (("--nodes=2", "--gpus-per-node=4", "--tasks-per-node=1"), 1, True),
-    (("--tasks-per-node=2",), 2, True),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "tasks", "multihost"),
+    [
+        ((), 1, False),
+        (("--gpus-per-node=4",), 1, False),
+        (("--nodes=2",), 1, True),
+        (("--nodes=2", "--gpus-per-node=4"), 4, True),
+        (("--nodes=2", "--gpus-per-node=4", "--tasks-per-node=1"), 1, True),
+        (("--tasks-per-node=2",), 2, True),
+    ],
+)
 def test_multihost_where_a_run_has_several_processes(slurm, capsys, arguments, tasks, multihost):
     script = script_of(slurm, capsys, "--methods=uniform", "--workdir=x", *arguments)
     assert f"--ntasks-per-node={tasks}" in options_of(script)
     assert ("/uniform --multihost) ;;" in script) == multihost
 
 
-@pytest.mark.parametrize(("arguments", "says"), [
-    (["--time=soon"], "--time: 'soon' is no time limit"),
-    (["--time=5", "--notice=300"], "--time=5 leaves no time to train before the notice: more than 300 s"),
-    (["--notice=70000"], "--notice: '70000' is not a whole number from 1 to 65535"),
-    (["--nodes=0"], "--nodes: '0' is not a whole number from 1"),
-    (["--gpus-per-node=many"], "--gpus-per-node: 'many' is not a whole number from 0"),
-    (["--partition=a b"], "--partition: 'a b' is no name"),
-    (["--sbatch=mem=3"], "--sbatch: 'mem=3' is no option of sbatch"),
-    (["--setup=a\nb"], "is not one line of text"),
-    (["--metods=uniform"], "unexpected argument '--metods=uniform'"),
-    (["--methods=mixd"], "did you mean 'mixed'"),
-    (["--submit"], "there is no sbatch on PATH"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--time=soon"], "--time: 'soon' is no time limit"),
+        (["--time=5", "--notice=300"], "--time=5 leaves no time to train before the notice: more than 300 s"),
+        (["--notice=70000"], "--notice: '70000' is not a whole number from 1 to 65535"),
+        (["--nodes=0"], "--nodes: '0' is not a whole number from 1"),
+        (["--gpus-per-node=many"], "--gpus-per-node: 'many' is not a whole number from 0"),
+        (["--partition=a b"], "--partition: 'a b' is no name"),
+        (["--sbatch=mem=3"], "--sbatch: 'mem=3' is no option of sbatch"),
+        (["--setup=a\nb"], "is not one line of text"),
+        (["--metods=uniform"], "unexpected argument '--metods=uniform'"),
+        (["--methods=mixd"], "did you mean 'mixed'"),
+        (["--submit"], "there is no sbatch on PATH"),
+    ],
+)
 def test_bad_input_is_one_line(slurm, arguments, says, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -105,9 +136,17 @@ def test_bad_input_is_one_line(slurm, arguments, says, capsys, tmp_path, monkeyp
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("limit", "in_seconds"), [
-    ("90", 5400), ("90:30", 5430), ("8:00:00", 28800), ("1-12", 129600), ("1-12:30", 131400), ("2-00:00:05", 172805),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("limit", "in_seconds"),
+    [
+        ("90", 5400),
+        ("90:30", 5430),
+        ("8:00:00", 28800),
+        ("1-12", 129600),
+        ("1-12:30", 131400),
+        ("2-00:00:05", 172805),
+    ],
+)
 def test_time_limits(slurm, limit, in_seconds):
     assert slurm.seconds(limit) == in_seconds
 
@@ -188,9 +227,18 @@ def test_out_of_time_it_saves_and_is_queued_again(slurm, cluster, capsys, tmp_pa
 @pytest.mark.slow
 def test_a_real_run_saves_is_queued_again_and_goes_on(slurm, cluster, capsys, tmp_path):
     cluster.add("scancel", f'kill -TERM "$(cat {tmp_path}/pid)"')
-    small = {"num_epochs": 200, "eval_every": 100, "batch_size": 32, "model.width": 8, "model.max_len": 10,
-             "steps_per_dispatch": 20, "data.synthetic.num_rows": 3000, "data.synthetic.num_users": 150,
-             "data.synthetic.num_items": 200, "data.cache_dir": tmp_path / "cache"}  # fmt: skip
+    small = {
+        "num_epochs": 200,
+        "eval_every": 100,
+        "batch_size": 32,
+        "model.width": 8,
+        "model.max_len": 10,
+        "steps_per_dispatch": 20,
+        "data.synthetic.num_rows": 3000,
+        "data.synthetic.num_users": 150,
+        "data.synthetic.num_items": 200,
+        "data.cache_dir": tmp_path / "cache",
+    }
     arguments = [f"--workdir={tmp_path}/study", *(f"--config.{name}={value}" for name, value in small.items())]
     folder = tmp_path / "study/quickstart/mixed"
     with start_task(slurm, capsys, cluster, tmp_path, *arguments) as process:
@@ -207,6 +255,10 @@ def test_a_real_run_saves_is_queued_again_and_goes_on(slurm, cluster, capsys, tm
 
 
 def test_help_and_no_jax_in_the_launcher():
-    done = subprocess.run([sys.executable, str(ROOT / "launch/slurm.py"), "--help"], capture_output=True, text=True,
-                          env={"PYTHONPATH": str(ROOT), "PYTHONPROFILEIMPORTTIME": "1"})
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "launch/slurm.py"), "--help"],
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": str(ROOT), "PYTHONPROFILEIMPORTTIME": "1"},
+    )
     assert done.returncode == 0 and "--gpus-per-node=N" in done.stdout and "| jax\n" not in done.stderr

@@ -20,18 +20,36 @@ QUICK, BEAUTY = f"--config={ROOT}/configs/quickstart.py", f"--config={ROOT}/conf
 
 
 def test_a_plan_has_every_config_method_and_osf(tmp_path):
-    workdir, runs = study.plan([QUICK, BEAUTY, "--methods=uniform,mixed", "--osf=1,inf", f"--workdir={tmp_path}",
-                                "--config.num_seeds=3", "--beauty.data.path=a b.csv"])
+    workdir, runs = study.plan(
+        [
+            QUICK,
+            BEAUTY,
+            "--methods=uniform,mixed",
+            "--osf=1,inf",
+            f"--workdir={tmp_path}",
+            "--config.num_seeds=3",
+            "--beauty.data.path=a b.csv",
+        ]
+    )
     assert workdir == tmp_path and len(runs) == 8
-    assert [run.name for run in runs[:3]] == ["quickstart uniform OSF 1", "quickstart uniform OSF inf",
-                                              "quickstart mixed OSF 1"]
+    assert [run.name for run in runs[:3]] == [
+        "quickstart uniform OSF 1",
+        "quickstart uniform OSF inf",
+        "quickstart mixed OSF 1",
+    ]
     assert runs[0].folder == tmp_path / "quickstart/uniform/osf_1"
     assert (runs[1].settings["osf"], runs[0].settings["osf"]) == (None, 1.0)  # as JSON has them
     assert all(run.settings["num_seeds"] == 3 for run in runs)
     assert runs[-1].settings["data.path"] == "a b.csv" and runs[0].settings["data.path"] == ""
     assert runs[-1].command[1:] == (
-        "-m", "jaxneg.main", f"{BEAUTY}:mixed", "--config.num_seeds=3", "--config.data.path=a b.csv",
-        "--config.osf=inf", f"--workdir={tmp_path}/beauty/mixed/osf_inf")  # fmt: skip
+        "-m",
+        "jaxneg.main",
+        f"{BEAUTY}:mixed",
+        "--config.num_seeds=3",
+        "--config.data.path=a b.csv",
+        "--config.osf=inf",
+        f"--workdir={tmp_path}/beauty/mixed/osf_inf",
+    )
 
 
 def test_methods_by_group(tmp_path):
@@ -41,24 +59,27 @@ def test_methods_by_group(tmp_path):
     assert len(study.plan([QUICK, f"--workdir={tmp_path}"])[1]) == len(config_lib.METHODS)
 
 
-@pytest.mark.parametrize(("args", "says"), [
-    (["--workdir=x"], "--config is needed"),
-    ([QUICK], "--workdir is needed"),
-    ([QUICK, "--workdir=x", "--workdir=y"], "--workdir is given 2 times"),
-    ([QUICK, "--workdir=x", "--methods=mixd"], "did you mean 'mixed'"),
-    ([QUICK, "--workdir=x", "--methods=mixed,,uniform"], "unknown method \"''\""),
-    ([QUICK, "--workdir=x", "--methods=mixed,mixed"], "quickstart mixed is named twice"),
-    ([QUICK + ":mixed", "--workdir=x"], "name the methods with --methods"),
-    ([QUICK, "--workdir=x", "--config.method=mixed", "--methods=uniform"], "name the methods with --methods"),
-    ([QUICK, "--workdir=x", "--osf=1,-3"], "'-3' is not above 0"),
-    ([QUICK, "--workdir=x", "--osf=some"], "'some' is not above 0"),
-    ([QUICK, "--workdir=x", "--config.batchsize=3"], "did you mean 'batch_size'"),
-    ([QUICK, "--workdir=x", "--config.batch_size=0"], "config.batch_size=0 is not allowed"),
-    ([QUICK, "--workdir=x", "--beauty.seed=3"], "names no config of this study: config, quickstart"),
-    ([QUICK, "--workdir=x", "again"], "unexpected argument 'again'"),
-    ([QUICK, "--workdir=x", "--method=mixed"], "unexpected argument '--method=mixed'"),
-    ([f"--config={ROOT}/configs/none.py", "--workdir=x"], "there is no file"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["--workdir=x"], "--config is needed"),
+        ([QUICK], "--workdir is needed"),
+        ([QUICK, "--workdir=x", "--workdir=y"], "--workdir is given 2 times"),
+        ([QUICK, "--workdir=x", "--methods=mixd"], "did you mean 'mixed'"),
+        ([QUICK, "--workdir=x", "--methods=mixed,,uniform"], "unknown method \"''\""),
+        ([QUICK, "--workdir=x", "--methods=mixed,mixed"], "quickstart mixed is named twice"),
+        ([QUICK + ":mixed", "--workdir=x"], "name the methods with --methods"),
+        ([QUICK, "--workdir=x", "--config.method=mixed", "--methods=uniform"], "name the methods with --methods"),
+        ([QUICK, "--workdir=x", "--osf=1,-3"], "'-3' is not above 0"),
+        ([QUICK, "--workdir=x", "--osf=some"], "'some' is not above 0"),
+        ([QUICK, "--workdir=x", "--config.batchsize=3"], "did you mean 'batch_size'"),
+        ([QUICK, "--workdir=x", "--config.batch_size=0"], "config.batch_size=0 is not allowed"),
+        ([QUICK, "--workdir=x", "--beauty.seed=3"], "names no config of this study: config, quickstart"),
+        ([QUICK, "--workdir=x", "again"], "unexpected argument 'again'"),
+        ([QUICK, "--workdir=x", "--method=mixed"], "unexpected argument '--method=mixed'"),
+        ([f"--config={ROOT}/configs/none.py", "--workdir=x"], "there is no file"),
+    ],
+)
 def test_bad_input_is_one_line_before_anything_starts(args, says, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert study.main(["study.py", *args]) == 2
@@ -174,19 +195,39 @@ def test_a_signal_goes_on_to_the_run_and_stops_the_study(tmp_path):
 
 
 def test_help_and_no_jax_in_the_launcher():
-    done = subprocess.run([sys.executable, str(ROOT / "launch/study.py"), "--help"], capture_output=True, text=True,
-                          env={"PYTHONPATH": str(ROOT), "PYTHONPROFILEIMPORTTIME": "1"})
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "launch/study.py"), "--help"],
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": str(ROOT), "PYTHONPROFILEIMPORTTIME": "1"},
+    )
     assert done.returncode == 0 and "--osf=LIST" in done.stdout and "Exit codes: 0" in done.stdout
     assert "jaxneg.report" in done.stderr and "| jax\n" not in done.stderr
 
 
 @pytest.mark.slow
 def test_a_real_study(tmp_path):
-    small = {"num_epochs": 4, "eval_every": 2, "batch_size": 32, "model.width": 8, "model.max_len": 10, "num_seeds": 2,
-             "data.synthetic.num_rows": 3000, "data.synthetic.num_users": 150, "data.synthetic.num_items": 80,
-             "data.cache_dir": tmp_path / "cache"}  # fmt: skip
-    command = [sys.executable, "launch/study.py", QUICK, "--methods=uniform", "--osf=1,inf",
-               f"--workdir={tmp_path}/study", *(f"--config.{name}={value}" for name, value in small.items())]
+    small = {
+        "num_epochs": 4,
+        "eval_every": 2,
+        "batch_size": 32,
+        "model.width": 8,
+        "model.max_len": 10,
+        "num_seeds": 2,
+        "data.synthetic.num_rows": 3000,
+        "data.synthetic.num_users": 150,
+        "data.synthetic.num_items": 80,
+        "data.cache_dir": tmp_path / "cache",
+    }
+    command = [
+        sys.executable,
+        "launch/study.py",
+        QUICK,
+        "--methods=uniform",
+        "--osf=1,inf",
+        f"--workdir={tmp_path}/study",
+        *(f"--config.{name}={value}" for name, value in small.items()),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     text = (tmp_path / "study/report.md").read_text()

@@ -65,8 +65,9 @@ def test_without_yes_nothing_is_called(cloud):
 
 def test_all_steps(cloud, tmp_path):
     repo = tmp_path / "checkout"
-    done = cloud.run("--yes", "--delete", "--type=v6e-16", "--version=v2-alpha-tpuv6e", "--spot",
-               "--project=mine", "--", *TRAIN)  # fmt: skip
+    done = cloud.run(
+        "--yes", "--delete", "--type=v6e-16", "--version=v2-alpha-tpuv6e", "--spot", "--project=mine", "--", *TRAIN
+    )
     assert done.returncode == 0, done.stderr
     where = ["--zone=us-west4-a", "--project=mine"]
     tpu_vm = ["compute", "tpus", "tpu-vm"]
@@ -93,15 +94,18 @@ def test_what_the_hosts_run_is_sound_bash(cloud):
         assert subprocess.run(["bash", "-n", "-c", command]).returncode == 0
 
 
-@pytest.mark.parametrize(("steps", "fails", "verbs", "code"), [
-    (["--delete"], "ssh", ["create", "scp", "ssh", "delete"], 1),
-    ([], "ssh", ["create", "scp", "ssh"], 1),
-    (["--delete"], "create", ["create"], 1),  # it may be another's
-    (["--delete", "run"], "ssh", ["ssh", "delete"], 1),
-    (["--retries=2", "run"], "ssh", ["ssh", "ssh", "ssh"], 1),
-    (["run", "delete", "--delete"], "", ["ssh", "delete"], 0),
-    (["delete"], "", ["delete"], 0),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("steps", "fails", "verbs", "code"),
+    [
+        (["--delete"], "ssh", ["create", "scp", "ssh", "delete"], 1),
+        ([], "ssh", ["create", "scp", "ssh"], 1),
+        (["--delete"], "create", ["create"], 1),  # it may be another's
+        (["--delete", "run"], "ssh", ["ssh", "delete"], 1),
+        (["--retries=2", "run"], "ssh", ["ssh", "ssh", "ssh"], 1),
+        (["run", "delete", "--delete"], "", ["ssh", "delete"], 0),
+        (["delete"], "", ["delete"], 0),
+    ],
+)
 def test_it_ends_where_a_step_fails_and_deletes_if_asked_to(cloud, monkeypatch, steps, fails, verbs, code):
     monkeypatch.setenv("FAILS", fails)
     assert cloud.run("--yes", *steps, "--", *TRAIN).returncode == code
@@ -110,8 +114,9 @@ def test_it_ends_where_a_step_fails_and_deletes_if_asked_to(cloud, monkeypatch, 
 
 def test_stopped_by_a_signal_it_deletes(cloud, monkeypatch):
     monkeypatch.setenv("WAITS", "ssh")
-    with subprocess.Popen([*TPU_VM, "--yes", "--delete", "run", "--", *TRAIN], start_new_session=True,
-                          stdout=subprocess.DEVNULL) as process:  # fmt: skip
+    with subprocess.Popen(
+        [*TPU_VM, "--yes", "--delete", "run", "--", *TRAIN], start_new_session=True, stdout=subprocess.DEVNULL
+    ) as process:
         until = time.monotonic() + 60
         while cloud.verbs() != ["ssh"]:
             assert time.monotonic() < until and process.poll() is None
@@ -121,16 +126,19 @@ def test_stopped_by_a_signal_it_deletes(cloud, monkeypatch):
     assert process.returncode == 143 and cloud.verbs() == ["ssh", "delete"]
 
 
-@pytest.mark.parametrize(("arguments", "says"), [
-    (["--name="], "--name is empty"),
-    (["--name=A_b"], "--name=A_b: small letters"),
-    (["--retries=x"], "--retries=x is not a whole number"),
-    (["--results=../x"], "--results=../x is no folder in the checkout"),
-    (["--repo=/nowhere"], "--repo=/nowhere is no checkout"),
-    (["creat"], "unexpected argument 'creat'"),
-    (["run"], "what is to be run comes after --"),
-    (["--yes"], "what is to be run comes after --"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--name="], "--name is empty"),
+        (["--name=A_b"], "--name=A_b: small letters"),
+        (["--retries=x"], "--retries=x is not a whole number"),
+        (["--results=../x"], "--results=../x is no folder in the checkout"),
+        (["--repo=/nowhere"], "--repo=/nowhere is no checkout"),
+        (["creat"], "unexpected argument 'creat'"),
+        (["run"], "what is to be run comes after --"),
+        (["--yes"], "what is to be run comes after --"),
+    ],
+)
 def test_bad_input_is_one_line(cloud, arguments, says):
     done = cloud.run(*arguments)
     assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1 and says in done.stderr

@@ -22,18 +22,22 @@ DISPATCH_SECONDS = 0.5  # a run dispatches more steps at a time
 
 def make_config(settings: dict):
     """The config of a run with uniform negatives and BCE."""
-    config = config_lib.use_method(config_lib.base(), "uniform", {
-        "batch_size": settings["batch"],
-        "learning_rate": settings["learning_rate"],
-        "model.max_len": settings["length"],
-        "model.width": settings["width"],
-        "model.num_blocks": settings["blocks"],
-        "model.dropout": settings["dropout"],
-        "sampler.num_uniform": settings["negatives"],
-        "sampler.scope": settings["scope"],
-        "data.path": settings["data"],
-        "data.cache_dir": settings["folder"],
-    })  # fmt: skip
+    config = config_lib.use_method(
+        config_lib.base(),
+        "uniform",
+        {
+            "batch_size": settings["batch"],
+            "learning_rate": settings["learning_rate"],
+            "model.max_len": settings["length"],
+            "model.width": settings["width"],
+            "model.num_blocks": settings["blocks"],
+            "model.dropout": settings["dropout"],
+            "sampler.num_uniform": settings["negatives"],
+            "sampler.scope": settings["scope"],
+            "data.path": settings["data"],
+            "data.cache_dir": settings["folder"],
+        },
+    )
     return config_lib.resolve(config)
 
 
@@ -47,8 +51,9 @@ def main():
     state = plan.programs.init(keys, mesh_lib.repeat(plan.layout, plan.hyper))
     rows = 1 if settings["scope"] == "batch" else settings["batch"]
     columns = settings["length"] if settings["scope"] == "position" else 1
-    turns.describe(["jax", "jaxlib", "flax", "numpy"], [rows, columns, settings["negatives"]],
-                   f"per {settings['scope']}")  # fmt: skip
+    turns.describe(
+        ["jax", "jaxlib", "flax", "numpy"], [rows, columns, settings["negatives"]], f"per {settings['scope']}"
+    )
 
     def advance(count, state):
         """The state after `count` steps, and the sum of their losses; waits for the device, as a run does."""

@@ -18,32 +18,41 @@ from turns import Finished, Turns
 
 def make_config(settings: dict) -> Config:
     """RecBole's config; every user's last row is the test, all else is training."""
-    return Config(model="SASRec", dataset="rows", config_dict={
-        "data_path": settings["folder"],
-        "checkpoint_dir": f"{settings['folder']}/saved",
-        "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
-        "eval_args": {"split": {"LS": "valid_and_test"}, "order": "TO", "mode": "full", "group_by": "user"},
-        "metrics": ["Hit"],
-        "topk": [settings["k"]],
-        "valid_metric": f"Hit@{settings['k']}",
-        "MAX_ITEM_LIST_LENGTH": settings["length"],
-        # The batch counts copies: each row has one for each negative.
-        "train_batch_size": settings["batch"] * settings["negatives"],
-        "train_neg_sample_args": {"distribution": "uniform", "sample_num": settings["negatives"], "alpha": 1.0,
-                                  "dynamic": False, "candidate_num": 0},
-        "loss_type": "BPR",
-        "learning_rate": settings["learning_rate"],
-        "epochs": 10**6,
-        "n_layers": settings["blocks"],
-        "n_heads": 1,
-        "hidden_size": settings["width"],
-        "inner_size": settings["width"],
-        "hidden_act": "relu",
-        "hidden_dropout_prob": settings["dropout"],
-        "attn_dropout_prob": settings["dropout"],
-        "use_gpu": False,
-        "show_progress": False,
-    })  # fmt: skip
+    return Config(
+        model="SASRec",
+        dataset="rows",
+        config_dict={
+            "data_path": settings["folder"],
+            "checkpoint_dir": f"{settings['folder']}/saved",
+            "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
+            "eval_args": {"split": {"LS": "valid_and_test"}, "order": "TO", "mode": "full", "group_by": "user"},
+            "metrics": ["Hit"],
+            "topk": [settings["k"]],
+            "valid_metric": f"Hit@{settings['k']}",
+            "MAX_ITEM_LIST_LENGTH": settings["length"],
+            # The batch counts copies: each row has one for each negative.
+            "train_batch_size": settings["batch"] * settings["negatives"],
+            "train_neg_sample_args": {
+                "distribution": "uniform",
+                "sample_num": settings["negatives"],
+                "alpha": 1.0,
+                "dynamic": False,
+                "candidate_num": 0,
+            },
+            "loss_type": "BPR",
+            "learning_rate": settings["learning_rate"],
+            "epochs": 10**6,
+            "n_layers": settings["blocks"],
+            "n_heads": 1,
+            "hidden_size": settings["width"],
+            "inner_size": settings["width"],
+            "hidden_act": "relu",
+            "hidden_dropout_prob": settings["dropout"],
+            "attn_dropout_prob": settings["dropout"],
+            "use_gpu": False,
+            "show_progress": False,
+        },
+    )
 
 
 def write_rows(folder: pathlib.Path) -> None:
@@ -76,8 +85,9 @@ def main():
         rows = last["copies"] // settings["negatives"]
         if not turns.about:
             packages = ["recbole", "torch", "numpy", "pandas"]
-            turns.describe(packages, [rows, settings["negatives"]], "per row, which has one target",
-                           torch.get_num_threads())  # fmt: skip
+            turns.describe(
+                packages, [rows, settings["negatives"]], "per row, which has one target", torch.get_num_threads()
+            )
         if not turns.stepped(1, rows, last["loss"]):
             raise Finished
 

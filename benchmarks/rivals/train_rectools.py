@@ -28,27 +28,42 @@ class Count(Callback):
 def make_trainer() -> Trainer:
     """The model's default trainer, with no end and with the callback."""
     return Trainer(
-        max_epochs=-1, enable_progress_bar=False, enable_model_summary=False, logger=False,
-        enable_checkpointing=False, devices=1, accelerator="cpu", callbacks=[Count()],
-    )  # fmt: skip
+        max_epochs=-1,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        logger=False,
+        enable_checkpointing=False,
+        devices=1,
+        accelerator="cpu",
+        callbacks=[Count()],
+    )
 
 
 def main():
     settings = turns.settings
     rows = np.load(pathlib.Path(settings["folder"], "rows.npz"))
-    frame = pd.DataFrame({
-        Columns.User: rows["user"],
-        Columns.Item: rows["item"],
-        Columns.Weight: 1.0,
-        Columns.Datetime: pd.to_datetime(rows["position"], unit="s"),
-    })  # fmt: skip
+    frame = pd.DataFrame(
+        {
+            Columns.User: rows["user"],
+            Columns.Item: rows["item"],
+            Columns.Weight: 1.0,
+            Columns.Datetime: pd.to_datetime(rows["position"], unit="s"),
+        }
+    )
     dataset = Dataset.construct(frame)
     model = SASRecModel(
-        n_blocks=settings["blocks"], n_heads=1, n_factors=settings["width"], dropout_rate=settings["dropout"],
-        session_max_len=settings["length"], loss="BCE", n_negatives=settings["negatives"],
-        lr=settings["learning_rate"], batch_size=settings["batch"], get_trainer_func=make_trainer,
+        n_blocks=settings["blocks"],
+        n_heads=1,
+        n_factors=settings["width"],
+        dropout_rate=settings["dropout"],
+        session_max_len=settings["length"],
+        loss="BCE",
+        n_negatives=settings["negatives"],
+        lr=settings["learning_rate"],
+        batch_size=settings["batch"],
+        get_trainer_func=make_trainer,
         recommend_torch_device="cpu",
-    )  # fmt: skip
+    )
     model.fit(dataset)
     users = np.unique(rows["user"])
 

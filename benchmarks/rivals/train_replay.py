@@ -39,8 +39,9 @@ def write_sequences(folder: pathlib.Path) -> tuple[pathlib.Path, int]:
     """One row of items 0 .. V-1 for each user: the file, and V."""
     rows = np.load(folder / "rows.npz")
     start = np.flatnonzero(rows["position"] == 0)
-    items = pa.ListArray.from_arrays(pa.array(np.append(start, len(rows["item"])), pa.int32()),
-                                     pa.array(rows["item"] - 1, pa.int64()))  # fmt: skip
+    items = pa.ListArray.from_arrays(
+        pa.array(np.append(start, len(rows["item"])), pa.int32()), pa.array(rows["item"] - 1, pa.int64())
+    )
     path = folder / "replay.parquet"
     pq.write_table(pa.table({"user_id": pa.array(rows["user"][start], pa.int64()), "item_id": items}), path)
     return path, int(rows["num_items"])
@@ -49,9 +50,13 @@ def write_sequences(folder: pathlib.Path) -> tuple[pathlib.Path, int]:
 def make_model(settings: dict, schema: TensorSchema, num_items: int) -> SasRec:
     """The standard model, its loss replaced by sampled BCE; its encoder wrapped where buckets are asked for."""
     model = SasRec.from_params(
-        schema, embedding_dim=settings["width"], num_heads=1, num_blocks=settings["blocks"],
-        max_sequence_length=settings["length"], dropout=settings["dropout"],
-    )  # fmt: skip
+        schema,
+        embedding_dim=settings["width"],
+        num_heads=1,
+        num_blocks=settings["blocks"],
+        max_sequence_length=settings["length"],
+        dropout=settings["dropout"],
+    )
     if settings["buckets"]:
         model.body.encoder = LengthBucketedQueryEncoder(model.body.encoder, bucket_size=BUCKET_ROWS)
     model.loss = BCESampled()
@@ -63,11 +68,20 @@ def main():
     turns = Turns()
     settings = turns.settings
     path, num_items = write_sequences(pathlib.Path(settings["folder"]))
-    schema = TensorSchema([TensorFeatureInfo(
-        "item_id", FeatureType.CATEGORICAL, is_seq=True, feature_hint=FeatureHint.ITEM_ID,
-        feature_sources=[TensorFeatureSource(FeatureSource.INTERACTIONS, "item_id")],
-        cardinality=num_items, padding_value=num_items, embedding_dim=settings["width"],
-    )])  # fmt: skip
+    schema = TensorSchema(
+        [
+            TensorFeatureInfo(
+                "item_id",
+                FeatureType.CATEGORICAL,
+                is_seq=True,
+                feature_hint=FeatureHint.ITEM_ID,
+                feature_sources=[TensorFeatureSource(FeatureSource.INTERACTIONS, "item_id")],
+                cardinality=num_items,
+                padding_value=num_items,
+                embedding_dim=settings["width"],
+            )
+        ]
+    )
     transforms = make_default_sasrec_transforms(schema)
     transforms["train"].append(UniformNegativeSamplingTransform(num_items, settings["negatives"]))
 
@@ -75,13 +89,22 @@ def main():
         return {"user_id": {}, "item_id": {"shape": length, "padding": num_items}}
 
     module = ParquetModule(
-        settings["batch"], {"train": columns(settings["length"] + 1), "predict": columns(settings["length"])},
-        transforms, train_path=str(path), predict_path=str(path),
-    )  # fmt: skip
+        settings["batch"],
+        {"train": columns(settings["length"] + 1), "predict": columns(settings["length"])},
+        transforms,
+        train_path=str(path),
+        predict_path=str(path),
+    )
     optimizer = OptimizerFactory(learning_rate=settings["learning_rate"])
     model = LightningModule(make_model(settings, schema, num_items), optimizer)
-    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False,
-             "enable_checkpointing": False, "accelerator": "cpu", "devices": 1}  # fmt: skip
+    quiet = {
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "logger": False,
+        "enable_checkpointing": False,
+        "accelerator": "cpu",
+        "devices": 1,
+    }
     trainer = lightning.Trainer(max_epochs=-1, limit_val_batches=0, callbacks=[Count(turns)], **quiet)
     trainer.fit(model, datamodule=module)
 

@@ -23,8 +23,17 @@ GZIP_MAGIC, ZIP_MAGIC, EMPTY_ZIP_MAGIC = b"\x1f\x8b", b"PK\x03\x04", b"PK\x05\x0
 MAX_RATIO = 100  # a file may unpack to this many times its own size (interactions: 3 to 20 times) ...
 FREE_BYTES = 1 << 28  # ... or to 256 MiB, whichever is more
 # What the standard library raises for a damaged archive, depending on where the damage is.
-DAMAGE = (OSError, EOFError, ValueError, RuntimeError, OverflowError, struct.error, zlib.error, lzma.LZMAError,
-          zipfile.BadZipFile)  # fmt: skip
+DAMAGE = (
+    OSError,
+    EOFError,
+    ValueError,
+    RuntimeError,
+    OverflowError,
+    struct.error,
+    zlib.error,
+    lzma.LZMAError,
+    zipfile.BadZipFile,
+)
 
 
 def check_is_file(path: pathlib.Path) -> None:
@@ -53,8 +62,10 @@ def max_unpacked(path: pathlib.Path) -> int:
 
 def too_large(path: pathlib.Path, limit: int) -> InputError:
     """What is raised, before the rest is unpacked, for a file that unpacks to more than `limit` bytes."""
-    return InputError(f"{path}: unpacks to more than {limit:,} bytes; allowed are {MAX_RATIO} times the file's own "
-                      f"size, or {FREE_BYTES:,} bytes if that is more; unpack it first if you trust it")  # fmt: skip
+    return InputError(
+        f"{path}: unpacks to more than {limit:,} bytes; allowed are {MAX_RATIO} times the file's own "
+        f"size, or {FREE_BYTES:,} bytes if that is more; unpack it first if you trust it"
+    )
 
 
 def choose_member(names: Sequence[str], path: str, member: str = "") -> str:
@@ -82,11 +93,14 @@ def check_members(members: Sequence[zipfile.ZipInfo], path: str) -> None:
     for info in members:
         parts = info.filename.replace("\\", "/").split("/")
         if ".." in parts or parts[0] == "" or parts[0].endswith(":"):
-            raise InputError(f"{path}: member {info.filename[:200]!r} has a path that leaves the archive; "
-                             f"a zip with such a member is not read")  # fmt: skip
+            raise InputError(
+                f"{path}: member {info.filename[:200]!r} has a path that leaves the archive; "
+                f"a zip with such a member is not read"
+            )
         if stat.S_ISLNK(info.external_attr >> 16):
-            raise InputError(f"{path}: member {info.filename[:200]!r} is a symbolic link; "
-                             f"a zip with such a member is not read")  # fmt: skip
+            raise InputError(
+                f"{path}: member {info.filename[:200]!r} is a symbolic link; a zip with such a member is not read"
+            )
 
 
 @contextlib.contextmanager
@@ -131,8 +145,10 @@ class _Unpacked(io.RawIOBase):
         except InputError:
             raise
         except DAMAGE as error:
-            raise InputError(f"{self._path}: the packed file is truncated or damaged, or a member is not what it "
-                             f"declares ({reason(error)})") from error  # fmt: skip
+            raise InputError(
+                f"{self._path}: the packed file is truncated or damaged, or a member is not what it "
+                f"declares ({reason(error)})"
+            ) from error
         if len(data) == left:
             raise too_large(self._path, self._limit)
         return data

@@ -240,7 +240,13 @@ def cut_cases(cases: EvalCases, parts: int) -> list[EvalCases]:
     wanted = np.arange(parts + 1) * len(cases.targets) // parts
     first = np.searchsorted(bounds, wanted).astype(np.int32)  # history at which each part begins
     first[-1] = len(cases.history_start)
-    return [EvalCases(cases.history_start[one:end], cases.history_end[one:end],
-                      cases.history_of_case[bounds[one]:bounds[end]] - one,
-                      cases.targets[bounds[one]:bounds[end]], cases.users[bounds[one]:bounds[end]])
-            for one, end in zip(first[:-1], first[1:], strict=True)]  # fmt: skip
+    return [
+        EvalCases(
+            cases.history_start[one:end],
+            cases.history_end[one:end],
+            cases.history_of_case[bounds[one] : bounds[end]] - one,
+            cases.targets[bounds[one] : bounds[end]],
+            cases.users[bounds[one] : bounds[end]],
+        )
+        for one, end in zip(first[:-1], first[1:], strict=True)
+    ]

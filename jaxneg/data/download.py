@@ -1,6 +1,6 @@
 """Fetches the public raw files, with a progress bar, a checksum, and a resume of a download that broke.
 
-    python -m jaxneg.data.download ml-1m --out DIR
+python -m jaxneg.data.download ml-1m --out DIR
 """
 
 import argparse
@@ -36,22 +36,52 @@ class Source(NamedTuple):
 
 
 SOURCES = {
-    "ml-100k": Source(f"{GROUPLENS}/ml-100k.zip", "ml-100k.zip", "https://grouplens.org/datasets/movielens/100k/",
-                      "interactions", "0e33842e24a9c977be4e0107933c0723"),
-    "ml-1m": Source(f"{GROUPLENS}/ml-1m.zip", "ml-1m.zip", "https://grouplens.org/datasets/movielens/1m/",
-                    "ml1m", "c4d9eecfca2ab87c1945afe126590906"),
-    "ml-10m": Source(f"{GROUPLENS}/ml-10m.zip", "ml-10m.zip", "https://grouplens.org/datasets/movielens/10m/",
-                     "ml10m", "ce571fd55effeba0271552578f2648bd"),
-    "ml-20m": Source(f"{GROUPLENS}/ml-20m.zip", "ml-20m.zip", "https://grouplens.org/datasets/movielens/20m/",
-                     "interactions", "cd245b17a1ae2cc31bb14903e1204af3"),
-    "ml-32m": Source(f"{GROUPLENS}/ml-32m.zip", "ml-32m.zip", "https://grouplens.org/datasets/movielens/32m/",
-                     "interactions", "d472be332d4daa821edc399621853b57"),
-    "beauty": Source("https://snap.stanford.edu/data/amazon/productGraph/categoryFiles/ratings_Beauty.csv",
-                     "ratings_Beauty.csv", "https://cseweb.ucsd.edu/~jmcauley/datasets/amazon/links.html",
-                     "beauty", num_lines=2_023_070),
-    "retailrocket": Source("", "events.csv", "https://www.kaggle.com/datasets/retailrocket/ecommerce-dataset",
-                           "retailrocket"),
-}  # fmt: skip
+    "ml-100k": Source(
+        f"{GROUPLENS}/ml-100k.zip",
+        "ml-100k.zip",
+        "https://grouplens.org/datasets/movielens/100k/",
+        "interactions",
+        "0e33842e24a9c977be4e0107933c0723",
+    ),
+    "ml-1m": Source(
+        f"{GROUPLENS}/ml-1m.zip",
+        "ml-1m.zip",
+        "https://grouplens.org/datasets/movielens/1m/",
+        "ml1m",
+        "c4d9eecfca2ab87c1945afe126590906",
+    ),
+    "ml-10m": Source(
+        f"{GROUPLENS}/ml-10m.zip",
+        "ml-10m.zip",
+        "https://grouplens.org/datasets/movielens/10m/",
+        "ml10m",
+        "ce571fd55effeba0271552578f2648bd",
+    ),
+    "ml-20m": Source(
+        f"{GROUPLENS}/ml-20m.zip",
+        "ml-20m.zip",
+        "https://grouplens.org/datasets/movielens/20m/",
+        "interactions",
+        "cd245b17a1ae2cc31bb14903e1204af3",
+    ),
+    "ml-32m": Source(
+        f"{GROUPLENS}/ml-32m.zip",
+        "ml-32m.zip",
+        "https://grouplens.org/datasets/movielens/32m/",
+        "interactions",
+        "d472be332d4daa821edc399621853b57",
+    ),
+    "beauty": Source(
+        "https://snap.stanford.edu/data/amazon/productGraph/categoryFiles/ratings_Beauty.csv",
+        "ratings_Beauty.csv",
+        "https://cseweb.ucsd.edu/~jmcauley/datasets/amazon/links.html",
+        "beauty",
+        num_lines=2_023_070,
+    ),
+    "retailrocket": Source(
+        "", "events.csv", "https://www.kaggle.com/datasets/retailrocket/ecommerce-dataset", "retailrocket"
+    ),
+}
 
 
 def download(source: Source, out_dir: str | pathlib.Path) -> pathlib.Path:

@@ -69,8 +69,13 @@ def prepare(
     """
     check(settings)
     path = pathlib.Path(path)
-    key = {"content": store.content_hash(path), "settings": settings._asdict(), "format": format,
-           "columns": list(columns), "member": member}  # fmt: skip
+    key = {
+        "content": store.content_hash(path),
+        "settings": settings._asdict(),
+        "format": format,
+        "columns": list(columns),
+        "member": member,
+    }
 
     def build():
         start = clock.perf_counter()
@@ -78,9 +83,11 @@ def prepare(
             store.say(f"reading {path}")
         frame = raw.read(path, format, columns=columns, member=member)
         arrays, meta = prepare_frame(frame, settings, source=str(path))
-        store.say(f"{path}: read {len(frame):,} rows ({meta['format']}); prepared {meta['num_rows']:,} of "
-                  f"{meta['num_users']:,} users and {meta['num_items']:,} items, {meta['num_test_cases']:,} test "
-                  f"cases, in {clock.perf_counter() - start:.1f} s")  # fmt: skip
+        store.say(
+            f"{path}: read {len(frame):,} rows ({meta['format']}); prepared {meta['num_rows']:,} of "
+            f"{meta['num_users']:,} users and {meta['num_items']:,} items, {meta['num_test_cases']:,} test "
+            f"cases, in {clock.perf_counter() - start:.1f} s"
+        )
         return arrays, meta
 
     return store.cached(cache_dir, name or _name(path), key, build)
@@ -154,18 +161,32 @@ def prepare_frame(
     recent_counts = np.append(0, np.bincount(train.item[train.time > since], minlength=num_items))
     item_cohorts = cohorts.cohorts(item_counts)
     arrays = {
-        "items": (rows.item + 1).astype(np.int32), "times": rows.time, "user_start": user_start,
-        "train_end": train_end, "valid_end": valid_end, "item_counts": item_counts, "recent_counts": recent_counts,
-        "item_cohorts": item_cohorts, "user_ids": user_ids, "item_ids": _with_pad(item_ids),
-    }  # fmt: skip
+        "items": (rows.item + 1).astype(np.int32),
+        "times": rows.time,
+        "user_start": user_start,
+        "train_end": train_end,
+        "valid_end": valid_end,
+        "item_counts": item_counts,
+        "recent_counts": recent_counts,
+        "item_cohorts": item_cohorts,
+        "user_ids": user_ids,
+        "item_ids": _with_pad(item_ids),
+    }
     meta = {
-        "num_users": num_users, "num_items": num_items, "num_rows": len(rows.user),
-        "num_train_rows": len(train.user), "num_valid_cases": valid_cases, "num_test_cases": test_cases,
+        "num_users": num_users,
+        "num_items": num_items,
+        "num_rows": len(rows.user),
+        "num_train_rows": len(train.user),
+        "num_valid_cases": valid_cases,
+        "num_test_cases": test_cases,
         "cohort_sizes": {name: int((item_cohorts == c).sum()) for c, name in enumerate(cohorts.NAMES)},
-        "time_range": [int(rows.time.min()), int(rows.time.max())], "ticks_per_second": ticks,
-        "format": frame.attrs.get("format", "frame"), "num_raw_rows": len(frame), "removed_rows": removed,
+        "time_range": [int(rows.time.min()), int(rows.time.max())],
+        "ticks_per_second": ticks,
+        "format": frame.attrs.get("format", "frame"),
+        "num_raw_rows": len(frame),
+        "removed_rows": removed,
         "settings": settings._asdict(),
-    }  # fmt: skip
+    }
     return arrays, meta
 
 

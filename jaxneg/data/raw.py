@@ -48,31 +48,53 @@ class RawFormat(NamedTuple):
 
 FORMATS = {
     "movielens_dat": RawFormat(
-        ":", ("user", "", "item", "", "rating", "", "time"), False,
-        r"[^:,\t]+::[^:,\t]+::[^:,\t]+::[^:,\t]+", "user::item::rating::time",
+        ":",
+        ("user", "", "item", "", "rating", "", "time"),
+        False,
+        r"[^:,\t]+::[^:,\t]+::[^:,\t]+::[^:,\t]+",
+        "user::item::rating::time",
     ),
     "movielens_csv": RawFormat(
-        ",", (), True, r"userId,movieId,rating,timestamp", "userId,movieId,rating,timestamp (a header)",
+        ",",
+        (),
+        True,
+        r"userId,movieId,rating,timestamp",
+        "userId,movieId,rating,timestamp (a header)",
         columns=("userId", "movieId", "timestamp"),
     ),
     "movielens_100k": RawFormat(
-        "\t", ("user", "item", "rating", "time"), False,
-        r"[^\t]+\t[^\t]+\t[0-9.]+\t[0-9]+", "user<tab>item<tab>rating<tab>time, no header",
+        "\t",
+        ("user", "item", "rating", "time"),
+        False,
+        r"[^\t]+\t[^\t]+\t[0-9.]+\t[0-9]+",
+        "user<tab>item<tab>rating<tab>time, no header",
     ),
     "amazon": RawFormat(
-        ",", ("user", "item", "rating", "time"), False,
-        r"[^,]+,[^,]+,[0-9.]+,[0-9]+", "user,item,rating,time, no header",
+        ",",
+        ("user", "item", "rating", "time"),
+        False,
+        r"[^,]+,[^,]+,[0-9.]+,[0-9]+",
+        "user,item,rating,time, no header",
     ),
     "amazon_csv": RawFormat(
-        ",", (), True, r"UserId,ProductId,Rating,Timestamp", "UserId,ProductId,Rating,Timestamp (a header)",
+        ",",
+        (),
+        True,
+        r"UserId,ProductId,Rating,Timestamp",
+        "UserId,ProductId,Rating,Timestamp (a header)",
         columns=("UserId", "ProductId", "Timestamp"),
     ),
     "retailrocket": RawFormat(
-        ",", (), True, r"timestamp,visitorid,event,itemid(,transactionid)?",
+        ",",
+        (),
+        True,
+        r"timestamp,visitorid,event,itemid(,transactionid)?",
         "timestamp,visitorid,event,itemid,transactionid (a header; milliseconds)",
-        columns=("visitorid", "itemid", "timestamp"), event="event", ticks_per_second=1000,
+        columns=("visitorid", "itemid", "timestamp"),
+        event="event",
+        ticks_per_second=1000,
     ),
-}  # fmt: skip
+}
 NAMES = ("auto", *FORMATS, "table", "parquet")
 
 
@@ -137,8 +159,9 @@ def _detect(path, head: bytes, format: str, columns: Sequence[str]) -> tuple[str
     line = _first_line(path, head)
     if format in FORMATS:
         if not re.fullmatch(FORMATS[format].first_line, line.replace('"', "")):
-            raise InputError(f"{path}: is not {format}: its first line is {line[:100]!r}, "
-                             f"where {FORMATS[format].example} is wanted")  # fmt: skip
+            raise InputError(
+                f"{path}: is not {format}: its first line is {line[:100]!r}, where {FORMATS[format].example} is wanted"
+            )
         return format, FORMATS[format]
     if format == "auto":
         for name, spec in FORMATS.items():
@@ -154,8 +177,9 @@ def _first_line(path, head: bytes) -> str:
         raise InputError(f"{path}: there is no row of data in it")
     if len(line) == len(head) and len(head) > HEAD_BYTES - 4:
         shown = line[:40].decode(errors="replace")
-        raise InputError(f"{path}: its first line, {shown!r}..., has more than {HEAD_BYTES:,} bytes; a line per row is "
-                         f"wanted")  # fmt: skip
+        raise InputError(
+            f"{path}: its first line, {shown!r}..., has more than {HEAD_BYTES:,} bytes; a line per row is wanted"
+        )
     if b"\0" in line:
         raise InputError(f"{path}: is neither UTF-8 text nor parquet, nor a gzip or zip of one")
     try:
@@ -199,9 +223,7 @@ def _read_text(stream, path, spec: RawFormat, wanted: Sequence[str]) -> pa.Table
     parse_options = pacsv.ParseOptions(delimiter=spec.delimiter)
 
     def parse(types: dict) -> pa.Table:
-        options = pacsv.ConvertOptions(
-            include_columns=[*wanted, *empty], column_types=types, strings_can_be_null=True
-        )
+        options = pacsv.ConvertOptions(include_columns=[*wanted, *empty], column_types=types, strings_can_be_null=True)
         return pacsv.read_csv(stream, read_options, parse_options, options).select(list(wanted))
 
     try:
@@ -337,8 +359,9 @@ def _times(column: pa.ChunkedArray, path, name: str) -> tuple[np.ndarray, int]:
 def _check_length(texts: pa.Array, path, name: str) -> None:
     longest = pc.max(pc.utf8_length(texts)).as_py() or 0
     if longest > MAX_TIME_LENGTH:
-        raise InputError(f"{path}: a {name} has {longest} characters, at most {MAX_TIME_LENGTH} are allowed: "
-                         f"{TIME_RULE}")  # fmt: skip
+        raise InputError(
+            f"{path}: a {name} has {longest} characters, at most {MAX_TIME_LENGTH} are allowed: {TIME_RULE}"
+        )
 
 
 def _checked(values: np.ndarray, path, name: str) -> np.ndarray:

@@ -22,9 +22,17 @@ from jaxneg.errors import InputError
 
 FORMAT_VERSION = 2  # raise it when the arrays, their meaning or meta.json change
 DTYPES = {
-    "items": "int32", "times": "int64", "user_start": "int64", "train_end": "int64", "valid_end": "int64",
-    "item_counts": "int64", "recent_counts": "int64", "item_cohorts": "int8", "user_ids": None, "item_ids": None,
-}  # fmt: skip
+    "items": "int32",
+    "times": "int64",
+    "user_start": "int64",
+    "train_end": "int64",
+    "valid_end": "int64",
+    "item_counts": "int64",
+    "recent_counts": "int64",
+    "item_cohorts": "int8",
+    "user_ids": None,
+    "item_ids": None,
+}
 NAME = r"\w[\w.-]{0,99}"
 LOCKS = re.compile(rf"\.{NAME}-[0-9a-f]{{16}}\.[0-9a-f]{{16}}\.lock")
 
@@ -59,8 +67,10 @@ def cached(cache_dir, name: str, key: dict, build: Callable[[], tuple[dict, dict
     removed. Raises InputError where the name is unfit or the folder cannot be written.
     """
     if not re.fullmatch(NAME, name):
-        raise InputError(f"name is {name[:120]!r}; allowed are 1 to 100 letters, digits, '_', '-' and '.', the first "
-                         f"one a letter, a digit or '_'")  # fmt: skip
+        raise InputError(
+            f"name is {name[:120]!r}; allowed are 1 to 100 letters, digits, '_', '-' and '.', the first "
+            f"one a letter, a digit or '_'"
+        )
     fingerprint = hashlib.blake2b(
         json.dumps({**key, "version": FORMAT_VERSION}, sort_keys=True).encode(), digest_size=8
     ).hexdigest()
@@ -150,14 +160,20 @@ def _contradiction(arrays: dict[str, np.ndarray], num_users: int) -> str:
     items, num_items = arrays["items"], len(arrays["item_counts"]) - 1
     if start[0] != 0 or start[-1] != len(items):
         return f"user_start goes from {start[0]} to {start[-1]}, and there are {len(items)} rows"
-    for low, high, names in ((start[:-1], train_end, "user_start, train_end"),
-                             (train_end, valid_end, "train_end, valid_end"),
-                             (valid_end, start[1:], "valid_end, user_start")):  # fmt: skip
+    for low, high, names in (
+        (start[:-1], train_end, "user_start, train_end"),
+        (train_end, valid_end, "train_end, valid_end"),
+        (valid_end, start[1:], "valid_end, user_start"),
+    ):
         if (low > high).any():
             user = int(np.argmax(low > high))
             return f"{names} of user {user} are {low[user]}, {high[user]}, and should ascend"
-    for name, least, most in (("items", 1, num_items), ("item_counts", 0, num_users),
-                              ("recent_counts", 0, len(items)), ("item_cohorts", 0, 2)):  # fmt: skip
+    for name, least, most in (
+        ("items", 1, num_items),
+        ("item_counts", 0, num_users),
+        ("recent_counts", 0, len(items)),
+        ("item_cohorts", 0, 2),
+    ):
         values = arrays[name] if name == "items" else arrays[name][1:]  # the others have a row for the pad
         low, high = int(values.min()), int(values.max())
         if low < least or high > most:
@@ -220,8 +236,10 @@ def _remove_leftovers(root: pathlib.Path) -> None:
 
 
 def _unwritable(root: pathlib.Path, error: OSError) -> InputError:
-    return InputError(f"cache_dir {root} cannot be written ({reason(error)}): name a folder with room, as in "
-                      f"--config.data.cache_dir=DIR")  # fmt: skip
+    return InputError(
+        f"cache_dir {root} cannot be written ({reason(error)}): name a folder with room, as in "
+        f"--config.data.cache_dir=DIR"
+    )
 
 
 class _Summed:
@@ -242,8 +260,12 @@ def _write(folder: pathlib.Path, arrays: dict[str, np.ndarray], meta: dict) -> N
         with open(folder / f"{name}.npy", "wb") as file:
             summed = _Summed(file)
             np.save(summed, array, allow_pickle=False)
-        written[name] = {"dtype": array.dtype.str, "shape": list(array.shape), "bytes": summed.bytes,
-                         "crc32": summed.crc32}  # fmt: skip
+        written[name] = {
+            "dtype": array.dtype.str,
+            "shape": list(array.shape),
+            "bytes": summed.bytes,
+            "crc32": summed.crc32,
+        }
     meta = {**meta, "jaxneg_version": jaxneg.__version__, "arrays": written}
     (folder / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
 

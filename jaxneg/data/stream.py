@@ -46,6 +46,7 @@ class Stream(NamedTuple):
 
 def shapes(stream: Stream) -> Block:
     """The shapes of a block, to trace programs with."""
+
     def array(*shape):
         return jax.ShapeDtypeStruct((stream.num_seeds, *shape), np.int32)
 
@@ -59,9 +60,7 @@ def batch_at(block: Block, step: Int[Array, ""]) -> Batch:
     return jax.tree.map(lambda x: x[step - block.first_step], block.batches)
 
 
-def read_batches(
-    rows: Rows, drawn: np.ndarray, *, max_len: int, num_items: int, history_size: int
-) -> Batch:
+def read_batches(rows: Rows, drawn: np.ndarray, *, max_len: int, num_items: int, history_size: int) -> Batch:
     """The batches that `dataset.draw_batch` makes where it draws these users: `drawn` [..., B] into `train_users`."""
     users = rows.train_users[drawn]
     start, end = rows.user_start[users], rows.train_end[users]
@@ -96,8 +95,9 @@ class Blocks:
         first = index * stream.num_steps
         steps = jax.device_put(first + np.arange(stream.num_steps, dtype=np.int32), self._host)
         drawn = np.asarray(stream.draw(self._keys, steps))
-        batches = read_batches(stream.rows, drawn, max_len=stream.max_len, num_items=stream.num_items,
-                               history_size=stream.history_size)  # fmt: skip
+        batches = read_batches(
+            stream.rows, drawn, max_len=stream.max_len, num_items=stream.num_items, history_size=stream.history_size
+        )
         return Block(np.full(stream.num_seeds, first, np.int32), batches)
 
 

@@ -17,8 +17,11 @@ from jaxneg.errors import InputError
 LOST_HOST = 75  # the exit code of a host that lost another: EX_TEMPFAIL, try again
 HEARTBEAT_SECONDS = 30  # after so long without a word a host counts as gone
 # What the runtime says when another host has gone.
-LOST = re.compile(r"closed by peer|connection reset|connection refused|broken pipe|heartbeat|unavailable|disconnect|"
-                  r"timed out|timeout|deadline|gloo|preempt|coordination service|task .* (failed|died)", re.IGNORECASE)
+LOST = re.compile(
+    r"closed by peer|connection reset|connection refused|broken pipe|heartbeat|unavailable|disconnect|"
+    r"timed out|timeout|deadline|gloo|preempt|coordination service|task .* (failed|died)",
+    re.IGNORECASE,
+)
 
 
 class Hosts(NamedTuple):
@@ -33,11 +36,14 @@ def join(found: Hosts) -> None:
     """Waits for the other hosts. Raises InputError where they can not be found, or do not come."""
     try:
         jax.distributed.initialize(
-            found.coordinator, found.num_processes, found.process_id, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
+            found.coordinator, found.num_processes, found.process_id, heartbeat_timeout_seconds=HEARTBEAT_SECONDS
+        )
     except (ValueError, RuntimeError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise InputError(f"--multihost: the hosts can not be joined ({reason}); without a cluster that tells, give "
-                         "--coordinator=HOST:PORT, --num_processes and --process_id") from error  # fmt: skip
+        raise InputError(
+            f"--multihost: the hosts can not be joined ({reason}); without a cluster that tells, give "
+            "--coordinator=HOST:PORT, --num_processes and --process_id"
+        ) from error
 
 
 def is_first() -> bool:
@@ -120,8 +126,12 @@ def losses_told() -> Iterator[None]:
             raise
         reason = " ".join(str(error).split())[:160]
         which = f"host {jax.process_index()} of {jax.process_count()}"
-        print(f"jaxneg: {which} lost another host ({reason}); what was saved is good: the same command, started on all "
-              "hosts again, goes on", file=sys.stderr, flush=True)  # fmt: skip
+        print(
+            f"jaxneg: {which} lost another host ({reason}); what was saved is good: the same command, started on all "
+            "hosts again, goes on",
+            file=sys.stderr,
+            flush=True,
+        )
         os._exit(LOST_HOST)
 
 

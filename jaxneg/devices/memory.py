@@ -52,8 +52,13 @@ def _replaced(equation, dying: list) -> dict:
     """{result: the operand whose buffer it takes} of an operation, the operands being among those that die there."""
     found = {}
     for out in equation.outvars if equation.primitive.name in IN_PLACE else ():
-        free = (var for var in dying if var in equation.invars and var not in found.values()
-                and (var.aval.size, var.aval.dtype) == (out.aval.size, out.aval.dtype))  # fmt: skip
+        free = (
+            var
+            for var in dying
+            if var in equation.invars
+            and var not in found.values()
+            and (var.aval.size, var.aval.dtype) == (out.aval.size, out.aval.dtype)
+        )
         operand = next(free, None)
         if operand is not None:
             found[out] = operand

@@ -3,8 +3,8 @@
 The devices of a run are a mesh with three axes. Seeds are independent runs of one program: a vmap over seeds on each
 device, spread over the axis "seed", with nothing to say to each other. The devices of one seed share its batches; the
 axis "data" also splits the training data's rows among them, and the axis "model" those of the item table, its moments
-and the samplers' tables (see `jaxneg.devices.sharded`). Everywhere else a function is written for a single seed, and for what
-one device holds.
+and the samplers' tables (see `jaxneg.devices.sharded`). Everywhere else a function is written for a single seed,
+and for what one device holds.
 """
 
 import contextlib
@@ -96,18 +96,24 @@ def seed_layout(
         there = f"{len(devices)} device{'s are' if len(devices) > 1 else ' is'} there"
         raise InputError(f"{named} need {max(data, 1) * model} devices, and {there}")
     if not sizes or batch_size % (sizes[-1] * model):
-        raise InputError(f"config.batch_size={batch_size} must be a multiple of config.mesh.data times "
-                         f"config.mesh.model: {named}")  # fmt: skip
+        raise InputError(
+            f"config.batch_size={batch_size} must be a multiple of config.mesh.data times config.mesh.model: {named}"
+        )
     if len({device.process_index for device in devices}) == 1:
         groups = min(most // sizes[0], num_seeds)
         data = max(size for size in sizes if groups * size <= most)
     else:  # a host without work would not take part in the others' programs
-        sizes = [size for size in sizes if len(devices) % (size * model) == 0
-                 and num_seeds % (len(devices) // (size * model)) == 0]  # fmt: skip
+        sizes = [
+            size
+            for size in sizes
+            if len(devices) % (size * model) == 0 and num_seeds % (len(devices) // (size * model)) == 0
+        ]
         if not sizes:
-            raise InputError(f"the {len(devices)} devices of all hosts can not share {num_seeds} seeds evenly with "
-                             f"{named} and config.batch_size={batch_size}: set mesh.data so that devices / data / "
-                             "model divides config.num_seeds")  # fmt: skip
+            raise InputError(
+                f"the {len(devices)} devices of all hosts can not share {num_seeds} seeds evenly with "
+                f"{named} and config.batch_size={batch_size}: set mesh.data so that devices / data / "
+                "model divides config.num_seeds"
+            )
         data = sizes[0]
         groups = len(devices) // (data * model)
     num_rows = -(-num_seeds // groups) * groups
@@ -179,6 +185,7 @@ def from_parts(layout: Layout, axis: str, parts: dict[int, np.ndarray], size: in
 
     A host needs the parts of its own devices only (see `own_parts`).
     """
+
     def rows(at):
         part = parts[(at[0].start or 0) // size]
         return np.pad(part, [(0, size - len(part))] + [(0, 0)] * (part.ndim - 1))
@@ -191,12 +198,18 @@ def from_parts(layout: Layout, axis: str, parts: dict[int, np.ndarray], size: in
 def own_parts(layout: Layout, axis: str) -> list[int]:
     """The places of this host's devices on a mesh axis."""
     number = layout.mesh.axis_names.index(axis)
-    return sorted({where[number] for where, device in np.ndenumerate(layout.mesh.devices)
-                   if device.process_index == jax.process_index()})  # fmt: skip
+    return sorted(
+        {
+            where[number]
+            for where, device in np.ndenumerate(layout.mesh.devices)
+            if device.process_index == jax.process_index()
+        }
+    )
 
 
 def specs(tree: Any, first: PartitionSpec = SHARED) -> Any:
     """How each array of a tree lies on the mesh: its first axes by `first`, and the rows of a `Sharded` by its axis."""
+
     def spec(leaf):
         return PartitionSpec(*first, leaf.axis) if isinstance(leaf, Sharded) else first
 
@@ -205,6 +218,7 @@ def specs(tree: Any, first: PartitionSpec = SHARED) -> Any:
 
 def put(layout: Layout, tree: Any, first: PartitionSpec = SHARED) -> Any:
     """A tree onto the devices, as `specs` says. Each device is sent its own rows only."""
+
     def placed(spec, part):
         return jax.tree.map(lambda x: _placed(x, NamedSharding(layout.mesh, spec)), part)
 
@@ -213,6 +227,7 @@ def put(layout: Layout, tree: Any, first: PartitionSpec = SHARED) -> Any:
 
 def seed_keys(layout: Layout, root: int, first: int = 0) -> jax.Array:
     """One key for each row: seed s has fold_in(root, s), whatever the number of seeds or devices."""
+
     def make():
         seeds = first + jnp.arange(layout.num_rows) % layout.num_seeds
         return jax.vmap(lambda s: jax.random.fold_in(jax.random.key(root), s))(seeds)
@@ -241,6 +256,7 @@ def take(layout: Layout, tree: Any) -> Any:
 
     Where other hosts hold some of them, they are fetched.
     """
+
     def own(leaf):
         rows = hosts.whole(leaf.own if isinstance(leaf, Sharded) else leaf)[: layout.num_seeds]
         return rows[:, : leaf.length] if isinstance(leaf, Sharded) else rows
@@ -250,6 +266,7 @@ def take(layout: Layout, tree: Any) -> Any:
 
 def shapes_of_taken(layout: Layout, tree: Any) -> Any:
     """The shapes of what `take` gives."""
+
     def shape(leaf):
         array = leaf.own if isinstance(leaf, Sharded) else leaf
         rest = (leaf.length, *array.shape[2:]) if isinstance(leaf, Sharded) else array.shape[1:]
@@ -284,9 +301,13 @@ def fill(layout: Layout, tree: Any, like: Any = None) -> Any:
 
 
 def over_devices(
-    function: Callable, layout: Layout, in_specs: Sequence[Any], donate: Sequence[int] = (), out_specs: Any = SEED,
+    function: Callable,
+    layout: Layout,
+    in_specs: Sequence[Any],
+    donate: Sequence[int] = (),
+    out_specs: Any = SEED,
     use: str = "train",
-) -> Callable:  # fmt: skip
+) -> Callable:
     """Compiles a function of what a device holds into one of all.
 
     `in_specs`: for each argument True where it has a seed axis, False where it is the same for all seeds, or a tree of
@@ -294,15 +315,20 @@ def over_devices(
     `use`: what the program is for, as in `compiler_options`.
     """
     # A shard of its own for each device: a loop whose length depends on a seed then asks no other device.
-    sharded = jax.shard_map(function, mesh=layout.mesh, in_specs=tuple(map(_spec, in_specs)), out_specs=out_specs,
-                            check_vma=False)  # fmt: skip
+    sharded = jax.shard_map(
+        function, mesh=layout.mesh, in_specs=tuple(map(_spec, in_specs)), out_specs=out_specs, check_vma=False
+    )
     return jax.jit(sharded, donate_argnums=tuple(donate), compiler_options=_options(layout, use))
 
 
 def over_seeds(
-    function: Callable, layout: Layout, in_specs: Sequence[Any], donate: Sequence[int] = (), out_specs: Any = SEED,
+    function: Callable,
+    layout: Layout,
+    in_specs: Sequence[Any],
+    donate: Sequence[int] = (),
+    out_specs: Any = SEED,
     use: str = "train",
-) -> Callable:  # fmt: skip
+) -> Callable:
     """Like `over_devices`, from a function of one seed: an argument that is not False has a seed axis."""
     mapped = jax.vmap(function, in_axes=tuple(None if spec is False or _has_no_seed(spec) else 0 for spec in in_specs))
     return over_devices(mapped, layout, in_specs, donate, out_specs, use)
@@ -313,10 +339,16 @@ def made_on_devices(function: Callable, layout: Layout) -> Callable:
 
     The compiler cuts the function up, so each device makes its own rows of a `Sharded` table, and no other.
     """
+
     def place(tree):
-        sharded = jax.tree.map(lambda spec, part: jax.tree.map(
-            lambda x: jax.lax.with_sharding_constraint(x, NamedSharding(layout.mesh, spec)), part),
-            specs(tree, SEED), tree, is_leaf=_is_spec)  # fmt: skip
+        sharded = jax.tree.map(
+            lambda spec, part: jax.tree.map(
+                lambda x: jax.lax.with_sharding_constraint(x, NamedSharding(layout.mesh, spec)), part
+            ),
+            specs(tree, SEED),
+            tree,
+            is_leaf=_is_spec,
+        )
         return sharded
 
     return jax.jit(lambda *args: place(jax.vmap(function)(*args)), compiler_options=_options(layout, "once"))
@@ -332,12 +364,18 @@ def traced(program: Callable, layout: Layout, in_specs: Sequence[Any], *args: An
 
     A later call with such arguments, where `put` puts them, is not traced again. None among `in_specs`: as it is.
     """
+
     def placed(tree, spec):
         if spec is None:
             return tree
-        return jax.tree.map(lambda one, part: jax.tree.map(lambda x: jax.ShapeDtypeStruct(
-            jnp.shape(x), x.dtype, sharding=NamedSharding(layout.mesh, one)), part), _spec(spec), tree,
-            is_leaf=_is_spec)  # fmt: skip
+        return jax.tree.map(
+            lambda one, part: jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(jnp.shape(x), x.dtype, sharding=NamedSharding(layout.mesh, one)), part
+            ),
+            _spec(spec),
+            tree,
+            is_leaf=_is_spec,
+        )
 
     return program.trace(*(placed(tree, spec) for tree, spec in zip(args, in_specs, strict=True)))
 
@@ -365,6 +403,7 @@ def compiled_ahead(program: Callable, traced_program: Traced) -> Callable:
 
 def bytes_per_device(layout: Layout, tree: Any, first: PartitionSpec = SHARED) -> int:
     """What of a tree's arrays (or of their shapes), laid out by `specs`, is on each device."""
+
     def of_one(spec, part):
         number = math.prod(layout.mesh.shape[axis] for axis in spec if axis)
         return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(part)) // number

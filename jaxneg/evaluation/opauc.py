@@ -61,7 +61,9 @@ def moments(
             of_metrics = of_metrics + jnp.where(is_positive[:, None], gain[None], 0.0)
             return (num_above + is_positive, of_metrics, above_negative), None
 
-        words: UInt32[Array, "length chunk"] = jax.random.bits(key, (length * CHUNK,), jnp.uint32).reshape(length, CHUNK)
+        words: UInt32[Array, "length chunk"] = jax.random.bits(key, (length * CHUNK,), jnp.uint32).reshape(
+            length, CHUNK
+        )
         start = (jnp.zeros(CHUNK, jnp.int32), jnp.zeros((CHUNK, gains.shape[1])), jnp.zeros((CHUNK, num_negatives)))
         steps = (jnp.arange(length, dtype=jnp.int32), words, jnp.asarray(gains, jnp.float32))
         (_, of_metrics, above_negative), _ = jax.lax.scan(place, start, steps)
@@ -110,8 +112,11 @@ def correlations(
     Over at least `num_rankings` uniform random rankings. beta = 1 is AUC. Raises InputError for numbers out of range.
     """
     length = num_positives + num_negatives
-    for name, value, least in [("rankings", num_rankings, 2), ("positives", num_positives, 1),
-                               ("negatives", num_negatives, 1)]:  # fmt: skip
+    for name, value, least in [
+        ("rankings", num_rankings, 2),
+        ("positives", num_positives, 1),
+        ("negatives", num_negatives, 1),
+    ]:
         if value < least:
             raise InputError(f"--{name} is {value}; allowed: {least} or more")
     if not ks or not all(1 <= k < length for k in ks):
@@ -125,11 +130,16 @@ def correlations(
     num_metrics = 2 * len(ks)
     correlation = (covariance / np.outer(deviation, deviation))[:num_metrics, num_metrics:]
     # With one number of positives for all rankings, Precision@K is Recall@K in another unit.
-    rows = [{"metric": metric, "k": k, "beta": depth / num_negatives, "correlation": value}
-            for metric, of_metric in [("Recall", correlation[: len(ks)]), ("Precision", correlation[: len(ks)]),
-                                      ("NDCG", correlation[len(ks) :])]
-            for k, of_k in zip(ks, of_metric, strict=True)
-            for depth, value in zip(depths, of_k, strict=True)]  # fmt: skip
+    rows = [
+        {"metric": metric, "k": k, "beta": depth / num_negatives, "correlation": value}
+        for metric, of_metric in [
+            ("Recall", correlation[: len(ks)]),
+            ("Precision", correlation[: len(ks)]),
+            ("NDCG", correlation[len(ks) :]),
+        ]
+        for k, of_k in zip(ks, of_metric, strict=True)
+        for depth, value in zip(depths, of_k, strict=True)
+    ]
     return pd.DataFrame(rows)
 
 
@@ -168,8 +178,9 @@ def draw(frame: pd.DataFrame, path: pathlib.Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m jaxneg.opauc", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = argparse.ArgumentParser(
+        prog="python -m jaxneg.opauc", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     for name, default in {"rankings": 100_000, "positives": 200, "negatives": 800, "seed": 0}.items():
         parser.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
     parser.add_argument("--ks", type=int, nargs="+", default=[5, 10, 20, 50, 100, 200], metavar="K")

@@ -21,11 +21,33 @@ LOW_BALANCE, MISSED_HIT_RATE, MOSTLY_POPULAR = 0.5, 0.001, 0.5  # the rule of `c
 
 # The leading columns of results.csv, in their order; whatever else a row holds comes after them.
 RESULT_COLUMNS = (
-    "dataset", "method", "seed", "status", "best_epoch", "valid_hr@10", "hr@10", "ndcg@10",
-    "head_hr@10", "head_ndcg@10", "mid_hr@10", "mid_ndcg@10", "tail_hr@10", "tail_ndcg@10", "balance",
-    "balance_hr", "coverage@10", "arp@10", "exposure_gini@10", "popular_share@10", "cases", "head_cases", "mid_cases",
-    "tail_cases", "cold_cases", "train_seconds",
-)  # fmt: skip
+    "dataset",
+    "method",
+    "seed",
+    "status",
+    "best_epoch",
+    "valid_hr@10",
+    "hr@10",
+    "ndcg@10",
+    "head_hr@10",
+    "head_ndcg@10",
+    "mid_hr@10",
+    "mid_ndcg@10",
+    "tail_hr@10",
+    "tail_ndcg@10",
+    "balance",
+    "balance_hr",
+    "coverage@10",
+    "arp@10",
+    "exposure_gini@10",
+    "popular_share@10",
+    "cases",
+    "head_cases",
+    "mid_cases",
+    "tail_cases",
+    "cold_cases",
+    "train_seconds",
+)
 
 LATER_COLUMNS = ("popular_share@10",)  # tables that jaxneg wrote before it had these are read all the same
 
@@ -203,4 +225,3 @@ def _is_number(text: str) -> bool:
     except ValueError:
         return False
     return True
-

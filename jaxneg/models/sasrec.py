@@ -226,12 +226,12 @@ class SASRec(nn.Module):
         words = (None,) * num_sites if dropout_key is None else dropout_words(dropout_key, num_sites)
 
         valid = joined(is_item)[:, None]
-        placed = [x * math.sqrt(width) + positions[None, self.max_len - x.shape[1]:] for x in embedded]
+        placed = [x * math.sqrt(width) + positions[None, self.max_len - x.shape[1] :] for x in embedded]
         element = joined([numbers.of_width(width) for numbers in place])
         x = jnp.where(valid, dropout(words[0], joined(placed), dropout_rate, element), 0)
         for i in range(self.num_blocks):
             block = Block(self.num_heads, self.compute, name=f"block_{i}")
-            x = block(x, is_item, dropout_rate, words[1 + 3 * i:4 + 3 * i], place)
+            x = block(x, is_item, dropout_rate, words[1 + 3 * i : 4 + 3 * i], place)
             x = jnp.where(valid, x, 0)
         return unjoined(LayerNorm(name="final_norm")(x), shapes)
 

@@ -26,4 +26,3 @@ def adam(
         return direction, state
 
     return optax.GradientTransformation(standard.init, update)
-

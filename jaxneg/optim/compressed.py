@@ -97,7 +97,11 @@ def coded_table(code: Code, split: Callable = whole) -> ItemTable:
 
     def give_back(params: dict, opt_state: CodedState, borrowed: Borrowed) -> tuple[dict, CodedState]:
         table, values, state, there = (
-            params["item_table"], borrowed.params["item_table"], borrowed.opt_state, borrowed.place.item)
+            params["item_table"],
+            borrowed.params["item_table"],
+            borrowed.opt_state,
+            borrowed.place.item,
+        )
 
         def put(table, rows):
             return sharded.replace(table, sharded.own(table).at[there].set(rows, mode="drop", unique_indices=True))
@@ -111,9 +115,7 @@ def coded_table(code: Code, split: Callable = whole) -> ItemTable:
     return ItemTable(keep, lambda params: params, borrow, give_back)
 
 
-def rounding_words(
-    values: Float[Array, "n D"], item: Int[Array, "n"], step: Int[Array, ""]
-) -> UInt32[Array, "n D2"]:
+def rounding_words(values: Float[Array, "n D"], item: Int[Array, "n"], step: Int[Array, ""]) -> UInt32[Array, "n D2"]:
     """A random word for each number to be rounded, from the item, the step and the weight, which differs by seed."""
     bits = jnp.tile(lax.bitcast_convert_type(values, jnp.uint32), (1, 2))
     place = jnp.arange(bits.shape[1], dtype=jnp.uint32)[None, :]

@@ -64,9 +64,7 @@ class Place(NamedTuple):
     slot: sharded.Table
 
 
-def keep_sparse(
-    params: dict, opt_state: optax.ScaleByAdamState, split: Callable = whole
-) -> tuple[dict, SparseState]:
+def keep_sparse(params: dict, opt_state: optax.ScaleByAdamState, split: Callable = whole) -> tuple[dict, SparseState]:
     """Value and both moments of an item side by side, so that one gather and one scatter move all three.
 
     `split` takes a table to what the devices of a mesh hold of it (see `jaxneg.devices.sharded`).
@@ -118,8 +116,11 @@ def give_back_sparse(params: dict, opt_state: SparseState, borrowed: Borrowed) -
     """Writes the borrowed rows into the table, in place where its buffer may be reused."""
     parts = [tree["item_table"] for tree in (borrowed.params, borrowed.opt_state.mu, borrowed.opt_state.nu)]
     packed = params["item_table"]
-    written = sharded.own(packed).at[borrowed.place.item].set(
-        jnp.concatenate(parts, axis=1), mode="drop", unique_indices=True)
+    written = (
+        sharded.own(packed)
+        .at[borrowed.place.item]
+        .set(jnp.concatenate(parts, axis=1), mode="drop", unique_indices=True)
+    )
     mu, nu = ({"encoder": tree["encoder"]} for tree in (borrowed.opt_state.mu, borrowed.opt_state.nu))
     encoder = borrowed.opt_state._replace(mu=mu, nu=nu)
     return borrowed.params | {"item_table": sharded.replace(packed, written)}, SparseState(encoder, borrowed.place.slot)
@@ -143,4 +144,3 @@ def sparse_over(split: Callable) -> ItemTable:
 # Items from which the sparse form is the faster one. `python benchmarks/catalogue.py --items 10000 30000 100000` on two
 # CPU cores, batches of 128 x 50 with 50 negatives: 1.07, 1.11 and 0.90 times the dense form's step.
 SPARSE_FROM = 50_000
-

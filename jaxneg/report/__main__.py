@@ -26,13 +26,17 @@ def write(folders: Sequence[str | pathlib.Path], out: str | pathlib.Path | None 
     with files.claimed(out or folders[0]) as folder:
         blocks, intervals = [*parts._head(found, unfinished)], []
         for study in runs.studies(found):
-            lines, osf_lines = (sorted(map(analysis.line, variants), key=lambda line: plots.method_order(line.label))
-                                for variants in (study.variants, study.osf_variants))  # fmt: skip
+            lines, osf_lines = (
+                sorted(map(analysis.line, variants), key=lambda line: plots.method_order(line.label))
+                for variants in (study.variants, study.osf_variants)
+            )
             blocks += parts.study_blocks(study, lines, osf_lines, folder)
             intervals += parts.interval_rows(study, lines + osf_lines)
         files.write_csv(folder / "report.csv", intervals)
-        for name, text in (("report.md", document.markdown(blocks)),
-                           ("report.html", document.webpage("Negative sampling: report", blocks, folder))):  # fmt: skip
+        for name, text in (
+            ("report.md", document.markdown(blocks)),
+            ("report.html", document.webpage("Negative sampling: report", blocks, folder)),
+        ):
             with files.whole(folder / name) as temporary:
                 temporary.write_text(text)
     return folder / "report.html"
@@ -56,4 +60,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 if __name__ == "__main__":
     sys.exit(main())
-

@@ -23,13 +23,18 @@ def recommend(study: runs.Study, lines: Sequence[Line], pairs: Sequence[analysis
 
 def _choices(study: runs.Study, lines, ranked, pairs) -> Iterator[str]:
     best = ranked[0]
-    yield (f"Most accurate: `{best.label}`, NDCG@10 {with_interval(best, 'ndcg@10')}, "
-           f"Balance {rounded('balance', best.mean('balance'))}.")  # fmt: skip
+    yield (
+        f"Most accurate: `{best.label}`, NDCG@10 {with_interval(best, 'ndcg@10')}, "
+        f"Balance {rounded('balance', best.mean('balance'))}."
+    )
     front, share = analysis.on_front(lines), analysis.front_share(lines)
     chosen = [line for line in ranked if front[line.label]]
     if chosen:
-        words = [f"`{line.label}` (NDCG@10 {line.mean('ndcg@10'):.4f}, Balance {line.mean('balance'):.3f}" +
-                 (f", {share[line.label]:.0%} of the resamples)" if share else ")") for line in chosen]  # fmt: skip
+        words = [
+            f"`{line.label}` (NDCG@10 {line.mean('ndcg@10'):.4f}, Balance {line.mean('balance'):.3f}"
+            + (f", {share[line.label]:.0%} of the resamples)" if share else ")")
+            for line in chosen
+        ]
         yield f"Pareto-best in NDCG@10 and Balance: {listed(words)}."
     tested = [pair for pair in pairs if math.isfinite(pair.welch_holm)]
     equal = [pair for pair in tested if not pair.significant]
@@ -37,17 +42,23 @@ def _choices(study: runs.Study, lines, ranked, pairs) -> Iterator[str]:
         beaten = sum(pair.significant for pair in pairs if pair.a == best.label)
         shown = equal if len(equal) <= MANY_PAIRS else [pair for pair in equal if pair.a == best.label]
         named = [f"`{pair.a}` and `{pair.b}` (p {p_text(pair.welch_holm)})" for pair in shown]
-        yield (f"Not significant: {len(equal)} of {len(tested)} differences in NDCG@10 (Welch, Holm)" +
-               (f", {'among them ' * (shown != equal)}{listed(named)}. " if named else ". ") +
-               f"`{best.label}` is significantly better than {beaten} of {len(lines) - 1} methods.")  # fmt: skip
+        yield (
+            f"Not significant: {len(equal)} of {len(tested)} differences in NDCG@10 (Welch, Holm)"
+            + (f", {'among them ' * (shown != equal)}{listed(named)}. " if named else ". ")
+            + f"`{best.label}` is significantly better than {beaten} of {len(lines) - 1} methods."
+        )
     if len(chosen) > 1:
         fair = max(chosen, key=lambda line: line.mean("balance"))
-        moves = [f"{cohort} {best.mean(f'{cohort}_ndcg@10'):.4f} to {fair.mean(f'{cohort}_ndcg@10'):.4f}"
-                 for cohort in results.COHORTS]  # fmt: skip
+        moves = [
+            f"{cohort} {best.mean(f'{cohort}_ndcg@10'):.4f} to {fair.mean(f'{cohort}_ndcg@10'):.4f}"
+            for cohort in results.COHORTS
+        ]
         loss = 1 - fair.mean("ndcg@10") / best.mean("ndcg@10")
-        yield (f"The trade: from `{best.label}` to `{fair.label}`, the most balanced on the front, NDCG@10 falls by "
-               f"{loss:.0%} and Balance goes from {rounded('balance', best.mean('balance'))} to "
-               f"{rounded('balance', fair.mean('balance'))}; NDCG@10 by cohort: {listed(moves)}.")
+        yield (
+            f"The trade: from `{best.label}` to `{fair.label}`, the most balanced on the front, NDCG@10 falls by "
+            f"{loss:.0%} and Balance goes from {rounded('balance', best.mean('balance'))} to "
+            f"{rounded('balance', fair.mean('balance'))}; NDCG@10 by cohort: {listed(moves)}."
+        )
     elif chosen:
         values = [f"{cohort} {best.mean(f'{cohort}_ndcg@10'):.4f}" for cohort in results.COHORTS]
         yield f"No trade to make: `{best.label}` leads in both; its NDCG@10 is {listed(values)}."
@@ -58,19 +69,31 @@ def _warnings(study: runs.Study, lines, ranked) -> Iterator[str]:
     found = []
     if not study.baselines.empty:
         rival = study.baselines.loc[study.baselines["ndcg@10"].idxmax()]
-        below = [f"`{line.label}` ({line.mean('ndcg@10'):.4f})" for line in ranked
-                 if line.mean("ndcg@10") <= rival["ndcg@10"]]  # fmt: skip
+        below = [
+            f"`{line.label}` ({line.mean('ndcg@10'):.4f})"
+            for line in ranked
+            if line.mean("ndcg@10") <= rival["ndcg@10"]
+        ]
         if below:
             found.append(f"Not better than {rival['method']} (NDCG@10 {rival['ndcg@10']:.4f}): {listed(below)}.")
     biased = [line for line in ranked if line.mean("balance") < results.LOW_BALANCE]
     if biased:
-        words = [f"`{line.label}` ({line.mean('balance'):.3f}; head {line.mean('head_ndcg@10'):.4f}, "
-                 f"tail {line.mean('tail_ndcg@10'):.4f})" for line in biased]  # fmt: skip
+        words = [
+            f"`{line.label}` ({line.mean('balance'):.3f}; head {line.mean('head_ndcg@10'):.4f}, "
+            f"tail {line.mean('tail_ndcg@10'):.4f})"
+            for line in biased
+        ]
         found.append(f"Strong head bias, Balance under {results.LOW_BALANCE:g}: {listed(words)}.")
-    weak = [line for line in ranked if line.variant.method == "popularity"
-            and line.mean("ndcg@10") < WEAK_POPULARITY * ranked[0].mean("ndcg@10")]  # fmt: skip
-    found += [f"Very low accuracy with popularity sampling: `{line.label}` has NDCG@10 {line.mean('ndcg@10'):.4f}, "
-              f"{line.mean('ndcg@10') / ranked[0].mean('ndcg@10'):.0%} of the best." for line in weak]  # fmt: skip
+    weak = [
+        line
+        for line in ranked
+        if line.variant.method == "popularity" and line.mean("ndcg@10") < WEAK_POPULARITY * ranked[0].mean("ndcg@10")
+    ]
+    found += [
+        f"Very low accuracy with popularity sampling: `{line.label}` has NDCG@10 {line.mean('ndcg@10'):.4f}, "
+        f"{line.mean('ndcg@10') / ranked[0].mean('ndcg@10'):.0%} of the best."
+        for line in weak
+    ]
     unstable = []
     for line in lines:
         failed = len(line.variant.rows) - len(line.variant.ok)
@@ -82,11 +105,16 @@ def _warnings(study: runs.Study, lines, ranked) -> Iterator[str]:
             unstable.append(f"`{line.label}` ({'; '.join(signs)})")
     if unstable:
         found.append(f"Collapsed or unstable training: {listed(unstable)}.")
-    rising = [f"`{label}` ({number} of {of})" for label, (number, of) in analysis.best_at_the_end(lines).items()
-              if number > STILL_RISING * of]  # fmt: skip
+    rising = [
+        f"`{label}` ({number} of {of})"
+        for label, (number, of) in analysis.best_at_the_end(lines).items()
+        if number > STILL_RISING * of
+    ]
     if rising:
-        found.append(f"Not converged, most seeds best at their last evaluation: {listed(rising)}. More epochs may "
-                     "change the order.")  # fmt: skip
+        found.append(
+            f"Not converged, most seeds best at their last evaluation: {listed(rising)}. More epochs may "
+            "change the order."
+        )
     few = min(line.summaries["ndcg@10"].n for line in lines)
     if few < statistics.MIN_SEEDS:
         found.append(f"Few repeats: {counted(few, 'seed')} of a method; what is above is an indication, not a finding.")

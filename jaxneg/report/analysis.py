@@ -112,21 +112,35 @@ def resample_cases(
     members = [np.ones(len(user), bool), *(cases.cohort == index for index in range(len(results.COHORTS)))]
     counts = [np.bincount(user, weights=member, minlength=num_users) for member in members]
     per_case = [metric(cases.num_above, cases.num_tied, results.MAIN_K) for metric in (metrics.hit_rate, metrics.ndcg)]
-    sums = np.array([[[np.bincount(user, weights=seed_values * member, minlength=num_users) for member in members]
-                      for values in per_case for seed_values in [values[seed]]] for seed in range(num_seeds)])
+    sums = np.array(
+        [
+            [
+                [np.bincount(user, weights=seed_values * member, minlength=num_users) for member in members]
+                for values in per_case
+                for seed_values in [values[seed]]
+            ]
+            for seed in range(num_seeds)
+        ]
+    )
     table = np.concatenate([sums.reshape(-1, num_users), counts]).T  # [U, S * 2 * 4 + 4]
     resampled = statistics.resample_users(np.random.default_rng(USER_SEED), table, NUM_RESAMPLES)
-    number = resampled[:, None, None, -len(members):]
-    totals = resampled[:, :-len(members)].reshape(-1, *sums.shape[:3])  # [R, S, 2, 4]
+    number = resampled[:, None, None, -len(members) :]
+    totals = resampled[:, : -len(members)].reshape(-1, *sums.shape[:3])  # [R, S, 2, 4]
     means = np.where(number > 0, totals / np.maximum(number, 1), np.nan)
-    names = np.array([[f"{cohort}{metric}@10" for cohort in ("", *(f"{name}_" for name in results.COHORTS))]
-                      for metric in ("hr", "ndcg")])
+    names = np.array(
+        [
+            [f"{cohort}{metric}@10" for cohort in ("", *(f"{name}_" for name in results.COHORTS))]
+            for metric in ("hr", "ndcg")
+        ]
+    )
     values = {names[index]: means[:, :, *index] for index in np.ndindex(names.shape)}
     values["balance"] = metrics.balance(*(values[f"{cohort}_ndcg@10"] for cohort in results.COHORTS))
     drawn = statistics.draw_seeds(seed_rng, num_seeds, NUM_RESAMPLES)
     both = {name: np.take_along_axis(value, drawn, axis=1) for name, value in values.items()}
-    return ({name: (statistics.mean_known(values[name], 1), statistics.mean_known(both[name], 1)) for name in values},
-            sums[:, 1, 0].mean(axis=0))
+    return (
+        {name: (statistics.mean_known(values[name], 1), statistics.mean_known(both[name], 1)) for name in values},
+        sums[:, 1, 0].mean(axis=0),
+    )
 
 
 def _seed_rng(variant: runs.Variant) -> np.random.Generator:
@@ -137,14 +151,27 @@ def _seed_rng(variant: runs.Variant) -> np.random.Generator:
 def pairs(lines: Sequence[Line]) -> list[Pair]:
     """All pairs of a study's variants that have seeds: one family for each test, Holm-adjusted."""
     lines = sorted((line for line in lines if line.summaries["ndcg@10"].n), key=lambda line: -line.mean("ndcg@10"))
-    couples = [(a, b) for index, a in enumerate(lines) for b in lines[index + 1:]]
+    couples = [(a, b) for index, a in enumerate(lines) for b in lines[index + 1 :]]
     values = [tuple(line.variant.ok["ndcg@10"].to_numpy(float) for line in couple) for couple in couples]
     welch = [statistics.welch(*each) for each in values]
-    adjusted = [statistics.holm(welch), statistics.holm([statistics.mann_whitney(*each) for each in values]),
-                statistics.holm([_paired(*couple) for couple in couples])]
-    return [Pair(a.label, b.label, a.mean("ndcg@10") - b.mean("ndcg@10"), _difference(a, b),
-                 statistics.hedges_g(*each), statistics.cliffs_delta(*each), p, *rest)
-            for (a, b), each, p, *rest in zip(couples, values, welch, *adjusted, strict=True)]
+    adjusted = [
+        statistics.holm(welch),
+        statistics.holm([statistics.mann_whitney(*each) for each in values]),
+        statistics.holm([_paired(*couple) for couple in couples]),
+    ]
+    return [
+        Pair(
+            a.label,
+            b.label,
+            a.mean("ndcg@10") - b.mean("ndcg@10"),
+            _difference(a, b),
+            statistics.hedges_g(*each),
+            statistics.cliffs_delta(*each),
+            p,
+            *rest,
+        )
+        for (a, b), each, p, *rest in zip(couples, values, welch, *adjusted, strict=True)
+    ]
 
 
 def _paired(a: Line, b: Line) -> float:

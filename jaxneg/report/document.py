@@ -81,8 +81,10 @@ def _markdown(block: Block) -> str:
 def webpage(title: str, blocks: Sequence[Block], folder: pathlib.Path) -> str:
     """The document as one HTML file; the pictures are read from `folder` and put inside."""
     body = "\n".join(_html(block, folder) for block in blocks)
-    return (f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{html.escape(title)}</title>\n'
-            f"<style>{STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n")  # fmt: skip
+    return (
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{html.escape(title)}</title>\n'
+        f"<style>{STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
+    )
 
 
 def _html(block: Block, folder: pathlib.Path) -> str:
@@ -98,6 +100,7 @@ def _html(block: Block, folder: pathlib.Path) -> str:
             image = f'<img src="data:image/png;base64,{data}" alt="{html.escape(caption)}">'
             return f"<figure>{image}\n<figcaption>{_inline(caption)}</figcaption></figure>"
         case Table(header, rows, names, folded):
+
             def line(cells, tag):
                 kinds = ["" if column < names else ' class="number"' for column in range(len(cells))]
                 inside = (f"<{tag}{kind}>{_inline(cell)}</{tag}>" for kind, cell in zip(kinds, cells, strict=True))

@@ -65,7 +65,8 @@ def looks(labels: Sequence[str]) -> dict[str, Look]:
     others = sorted(set(labels) - set(METHODS))
     rest = zip(others, itertools.cycle(OTHER_COLOURS), itertools.cycle(OTHER_MARKERS), strict=False)
     return {label: Look(*look) for label, look in METHODS.items() if label in labels} | {
-        label: Look(colour, marker) for label, colour, marker in rest}
+        label: Look(colour, marker) for label, colour, marker in rest
+    }
 
 
 def method_order(label: str) -> tuple[int, str]:
@@ -86,8 +87,19 @@ def pareto(points: Sequence[Point], baselines: Mapping[str, tuple[float, float]]
     for point in points:
         look = styles[point.label]
         errors = {"xerr": np.array([point.x_error]).T, "yerr": np.array([point.y_error]).T}
-        axes.errorbar(point.x, point.y, **errors, color=look.colour, marker=look.marker, markersize=look.size,
-                      capsize=3, elinewidth=1.2, markeredgecolor="white", markeredgewidth=0.6, zorder=3)  # fmt: skip
+        axes.errorbar(
+            point.x,
+            point.y,
+            **errors,
+            color=look.colour,
+            marker=look.marker,
+            markersize=look.size,
+            capsize=3,
+            elinewidth=1.2,
+            markeredgecolor="white",
+            markeredgewidth=0.6,
+            zorder=3,
+        )
     for x, y in baselines.values():
         axes.plot(x, y, marker="o", markersize=7, color="white", markeredgecolor="#777777", linestyle="none", zorder=3)
     front = sorted(((point.x, point.y) for point in points if point.on_front), reverse=True)
@@ -130,8 +142,17 @@ def place_labels(
         taken += [_box(place, 3) for place in start + steps * (end - start)]
     written = []
     for name, place in at.items():
-        text = axes.annotate(name, points[name], xytext=(0, 0), textcoords="offset pixels", color=colours[name],
-                             fontsize=9.5, ha="center", va="center", zorder=4)  # fmt: skip
+        text = axes.annotate(
+            name,
+            points[name],
+            xytext=(0, 0),
+            textcoords="offset pixels",
+            color=colours[name],
+            fontsize=9.5,
+            ha="center",
+            va="center",
+            zorder=4,
+        )
         half = text.get_window_extent(renderer).size / 2
         obstacles = np.array(taken)
 
@@ -141,8 +162,11 @@ def place_labels(
             return _overlaps(box, obstacles).sum() + 10 * outside
 
         directions = [np.array([np.cos(angle), np.sin(angle)]) for angle in np.radians(range(0, 360, 30))]
-        tried = [place + direction * (half + 15 + away)
-                 for away in (0, 12, 26, 42, 60, 80, 110, 140) for direction in directions]  # fmt: skip
+        tried = [
+            place + direction * (half + 15 + away)
+            for away in (0, 12, 26, 42, 60, 80, 110, 140)
+            for direction in directions
+        ]
         middle = next((middle for middle in tried if cost(middle) <= 0), None)
         middle = min(tried, key=cost) if middle is None else middle
         text.set_position(tuple(middle - place))
@@ -175,8 +199,16 @@ def cohort_bars(
     places = np.arange(len(bars))[::-1]
     for axes, cohort in zip(panels, cohorts, strict=True):
         values = np.array([each[cohort] for each in bars.values()])
-        axes.barh(places, values[:, 0], xerr=values[:, 1:].T, height=0.7, capsize=2.5, ecolor="#111111",
-                  error_kw={"elinewidth": 1}, color=[styles[label].colour for label in bars])  # fmt: skip
+        axes.barh(
+            places,
+            values[:, 0],
+            xerr=values[:, 1:].T,
+            height=0.7,
+            capsize=2.5,
+            ecolor="#111111",
+            error_kw={"elinewidth": 1},
+            color=[styles[label].colour for label in bars],
+        )
         axes.set_title(f"{cohort} items", fontsize=11)
         axes.set_xlabel(metric)
         axes.set_xlim(left=0)
@@ -193,9 +225,18 @@ def learning_curves(panels: Mapping[str, Sequence[Curve]], styles: Mapping[str, 
     for axes, (name, curves) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels.items(), strict=True):
         for curve in curves:
             look = styles[curve.label]
-            axes.plot(curve.x, curve.mean, color=look.colour, marker=look.marker, markersize=look.size / 1.8,
-                      markevery=_apart(curve.x), linewidth=1.5, label=curve.label, markeredgecolor="white",
-                      markeredgewidth=0.3)  # fmt: skip
+            axes.plot(
+                curve.x,
+                curve.mean,
+                color=look.colour,
+                marker=look.marker,
+                markersize=look.size / 1.8,
+                markevery=_apart(curve.x),
+                linewidth=1.5,
+                label=curve.label,
+                markeredgecolor="white",
+                markeredgewidth=0.3,
+            )
             axes.fill_between(curve.x, curve.low, curve.high, color=look.colour, alpha=0.12, linewidth=0)
         axes.set_title(name, fontsize=11)
         axes.set_xlabel("epoch")
@@ -221,8 +262,13 @@ def popularity(counts: np.ndarray, cohorts: np.ndarray, names: Sequence[str]) ->
         own = cohorts == index
         if own.any():
             share = counts[own].sum() / counts.sum()
-            axes.plot(ranks[own], np.maximum(counts[own], 0.5), color=COHORT_COLOURS[name], linewidth=2.5,
-                      label=f"{name}: {own.sum():,} items ({own.mean():.1%}), {share:.0%} of the training rows")
+            axes.plot(
+                ranks[own],
+                np.maximum(counts[own], 0.5),
+                color=COHORT_COLOURS[name],
+                linewidth=2.5,
+                label=f"{name}: {own.sum():,} items ({own.mean():.1%}), {share:.0%} of the training rows",
+            )
     for line in np.flatnonzero(np.diff(cohorts)) + 1.5:
         axes.axvline(line, color="#777777", linestyle=":", linewidth=1.2)
     axes.set_xscale("log")
@@ -234,9 +280,7 @@ def popularity(counts: np.ndarray, cohorts: np.ndarray, names: Sequence[str]) ->
     return figure
 
 
-def against_osf(
-    places: Sequence[str], panels: Mapping[str, Sequence[Curve]], styles: Mapping[str, Look]
-) -> Figure:
+def against_osf(places: Sequence[str], panels: Mapping[str, Sequence[Curve]], styles: Mapping[str, Look]) -> Figure:
     """One panel for each {name: curves}; a curve's x are indices into `places`, the names of the OSF values."""
     figure = learning_curves(panels, styles)
     for axes in figure.axes:

@@ -14,9 +14,16 @@ from jaxneg.evaluation import rows as results
 
 # Settings that two runs of one method may differ in and still be repeats of each other: which seeds, where, how.
 REPEATS_DIFFER_IN = (
-    "seed", "num_seeds", "seeds_per_chunk", "steps_per_dispatch", "checkpoint_seconds", "debug", "data.path",
-    "data.cache_dir", "eval.memory_mb",
-)  # fmt: skip
+    "seed",
+    "num_seeds",
+    "seeds_per_chunk",
+    "steps_per_dispatch",
+    "checkpoint_seconds",
+    "debug",
+    "data.path",
+    "data.cache_dir",
+    "eval.memory_mb",
+)
 PROTOCOL = ("eval.filter_seen", "eval.rolling_history")  # with the data: what a comparison must have in common
 NEEDED = results.RESULT_COLUMNS[: results.RESULT_COLUMNS.index("balance") + 1]
 INFINITE = "inf"  # osf as a key: JSON has no infinity, so a run's file says null
@@ -144,8 +151,7 @@ def _study(members: list[Run], key: tuple, name_is_shared: bool) -> Study:
     chosen = [group for group in groups if osf is None or _osf(group[0]) == osf]
     others = [group for group in groups if osf is not None and _osf(group[0]) != osf]
     missing = {run.method for run in members} - {group[0].method for group in chosen}
-    notes += [f"`{method}` has no run at OSF {told(osf)}: it is in the part on OSF only."
-              for method in sorted(missing)]  # fmt: skip
+    notes += [f"`{method}` has no run at OSF {told(osf)}: it is in the part on OSF only." for method in sorted(missing)]
     every_baseline = pd.concat([run.baselines for run in members]).drop_duplicates("method")
     return Study(name, dataset, tuple(_variants(chosen)), tuple(_variants(others)), osf, every_baseline, tuple(notes))
 
@@ -186,9 +192,13 @@ def _variants(groups: Sequence[list[Run]]) -> Iterator[Variant]:
     for group in groups:
         first = group[0]
         rivals = [other[0] for other in groups if other[0].method == first.method]
-        differing = [name for name in first.settings if name not in REPEATS_DIFFER_IN
-                     and all(name in rival.settings for rival in rivals)
-                     and len({json.dumps(rival.settings[name]) for rival in rivals}) > 1]  # fmt: skip
+        differing = [
+            name
+            for name in first.settings
+            if name not in REPEATS_DIFFER_IN
+            and all(name in rival.settings for rival in rivals)
+            and len({json.dumps(rival.settings[name]) for rival in rivals}) > 1
+        ]
         words = ", ".join(f"{name.rsplit('.', 1)[-1]}={told(first.settings[name])}" for name in differing)
         rows = pd.concat([run.rows.assign(run=index) for index, run in enumerate(group)], ignore_index=True)
         yield Variant(f"{first.method} ({words})" if words else first.method, first.method, tuple(group), rows)
@@ -225,8 +235,11 @@ def read_cases(variant: Variant) -> Cases | None:
             return None
         ok = variant.ok.loc[variant.ok["run"] == index, "seed"].astype(int).tolist()
         places = [arrays["seed"].tolist().index(seed) for seed in ok]
-        found.append(Cases(*(arrays[name] for name in Cases._fields[:3]),
-                           arrays["num_above"][places], arrays["num_tied"][places]))  # fmt: skip
+        found.append(
+            Cases(
+                *(arrays[name] for name in Cases._fields[:3]), arrays["num_above"][places], arrays["num_tied"][places]
+            )
+        )
     if not all(same_cases(found[0], other) for other in found):
         return None
     ranks = (np.concatenate([getattr(cases, name) for cases in found]) for name in ("num_above", "num_tied"))

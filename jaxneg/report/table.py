@@ -21,9 +21,14 @@ def results_table(results: pd.DataFrame | Sequence[Mapping]) -> str:
     """
     frame = pd.DataFrame(results)
     columns = {
-        "HR@10": "hr@10", "NDCG@10": "ndcg@10", "head NDCG": "head_ndcg@10", "mid NDCG": "mid_ndcg@10",
-        "tail NDCG": "tail_ndcg@10", "Balance": "balance", "coverage": "coverage@10",
-    }  # fmt: skip
+        "HR@10": "hr@10",
+        "NDCG@10": "ndcg@10",
+        "head NDCG": "head_ndcg@10",
+        "mid NDCG": "mid_ndcg@10",
+        "tail NDCG": "tail_ndcg@10",
+        "Balance": "balance",
+        "coverage": "coverage@10",
+    }
     lines, notes = [["dataset", "method", "seeds", *columns]], []
     for (dataset, method), group in frame.groupby(["dataset", "method"], sort=False):
         well = group[group["status"] != "failed"]
@@ -78,7 +83,9 @@ def find_results(folders: Sequence[str | Path]) -> pd.DataFrame:
         runs += found
     baselines = [results_lib.read_results(path.with_name("baselines.csv")) for path in runs]
     baselines = pd.concat(baselines).drop_duplicates(["dataset", "method"])
-    return pd.concat([baselines, *(results_lib.read_results(path) for path in runs)]).sort_values("dataset", kind="stable")
+    return pd.concat([baselines, *(results_lib.read_results(path) for path in runs)]).sort_values(
+        "dataset", kind="stable"
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -96,4 +103,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 if __name__ == "__main__":
     sys.exit(main())
-

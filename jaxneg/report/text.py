@@ -12,8 +12,11 @@ DECIMALS = {"balance": 3, "coverage@10": 3, "arp@10": 1, "popular_share@10": 3, 
 def best_interval(line: Line, name: str) -> tuple[statistics.Interval, str]:
     """The widest kind of interval that is known, and its name."""
     summary = line.summaries[name]
-    for interval, kind in ((summary.over_both, "seeds and test users"), (summary.over_seeds, "seeds"),
-                           (summary.over_users, "test users")):  # fmt: skip
+    for interval, kind in (
+        (summary.over_both, "seeds and test users"),
+        (summary.over_seeds, "seeds"),
+        (summary.over_users, "test users"),
+    ):
         if math.isfinite(interval.low):
             return interval, kind
     return statistics.UNKNOWN, ""
@@ -68,7 +71,7 @@ def seed_count(line: Line) -> str:
 
 
 def counted(count: int, word: str) -> str:
-    """"1 seed", "20 seeds"."""
+    """ "1 seed", "20 seeds"."""
     return f"{count:,} {word}{'' if count == 1 else 's'}"
 
 

@@ -83,22 +83,41 @@ def needed_bytes(plan: Plan) -> Needed:
     state, source = plan_lib.state_shapes(layout, plan.programs.init), source_shapes(plan)
     copies = run_inputs.copies_on(layout)
     ahead = 0 if plan.stream is None else stream.AHEAD * mesh_lib.bytes_per_device(layout, source, mesh_lib.SEED)
-    rank = mesh_lib.on_one_device(mesh_lib.traced(
-        plan.programs.evaluate, layout, (mesh_lib.specs(state.params, mesh_lib.SEED), mesh_lib.specs(plan.items),
-        mesh_lib.DATA), jax.eval_shape(plan.programs.weights, state.params), plan.items, cases))  # fmt: skip
+    rank = mesh_lib.on_one_device(
+        mesh_lib.traced(
+            plan.programs.evaluate,
+            layout,
+            (mesh_lib.specs(state.params, mesh_lib.SEED), mesh_lib.specs(plan.items), mesh_lib.DATA),
+            jax.eval_shape(plan.programs.weights, state.params),
+            plan.items,
+            cases,
+        )
+    )
     advance = mesh_lib.on_one_device(traced_advance(plan))
     states = mesh_lib.bytes_per_device(layout, state, mesh_lib.SEED)
     shared = mesh_lib.bytes_per_device(layout, (plan.dataset or plan.items, plan.tables))
-    return Needed(*(copies * number for number in (
-        shared + mesh_lib.bytes_per_device(layout, cases, mesh_lib.DATA), states,
-        memory.peak_bytes(advance, donated=True) + ahead, memory.peak_bytes(rank) + states + ahead)))  # fmt: skip
+    return Needed(
+        *(
+            copies * number
+            for number in (
+                shared + mesh_lib.bytes_per_device(layout, cases, mesh_lib.DATA),
+                states,
+                memory.peak_bytes(advance, donated=True) + ahead,
+                memory.peak_bytes(rank) + states + ahead,
+            )
+        )
+    )
 
 
 def traced_advance(plan: Plan) -> Any:
     """The program that trains, traced."""
     layout, state, source = plan.layout, plan_lib.state_shapes(plan.layout, plan.programs.init), source_shapes(plan)
-    specs = (None, mesh_lib.specs(state, mesh_lib.SEED), mesh_lib.specs(plan.tables),
-             mesh_lib.specs(source) if plan.stream is None else True)  # fmt: skip
+    specs = (
+        None,
+        mesh_lib.specs(state, mesh_lib.SEED),
+        mesh_lib.specs(plan.tables),
+        mesh_lib.specs(source) if plan.stream is None else True,
+    )
     return mesh_lib.traced(plan.programs.advance, layout, specs, np.int32(1), state, plan.tables, source)
 
 
@@ -110,9 +129,11 @@ def source_shapes(plan: Plan) -> Any:
 def needed_in_words(plan: Plan, needed: Needed, there: int | None) -> str:
     """One line on memory."""
     number = f"{len(plan.seeds)} seeds together need" if len(plan.seeds) > 1 else "one seed needs"
-    parts = [f"data {memory.in_words(needed.shared)}", f"weights and moments {memory.in_words(needed.states)}",
-             f"a training step {memory.in_words(needed.training)} in all",
-             f"an evaluation {memory.in_words(needed.evaluation)} in all"]  # fmt: skip
+    parts = [
+        f"data {memory.in_words(needed.shared)}",
+        f"weights and moments {memory.in_words(needed.states)}",
+        f"a training step {memory.in_words(needed.training)} in all",
+        f"an evaluation {memory.in_words(needed.evaluation)} in all",
+    ]
     limit = f", of {memory.in_words(there)} that are free" if there is not None else ""
     return f"{number} about {memory.in_words(needed.total)} on each device{limit} ({', '.join(parts)})"
-

@@ -77,10 +77,18 @@ class Checkpoints:
         self._wait()
         stored, kinds = jax.tree.map(_stored, tree), self._orbax.args
         self._started, self._saved_step = time.perf_counter(), step
-        self._call(lambda: self._manager.save(step, args=kinds.Composite(
-            state=kinds.StandardSave(stored), about=kinds.JsonSave(about | {
-                "checksum": checksum(stored), "shapes": [np.shape(leaf) for leaf in jax.tree.leaves(stored)]}))
-        ))  # fmt: skip
+        self._call(
+            lambda: self._manager.save(
+                step,
+                args=kinds.Composite(
+                    state=kinds.StandardSave(stored),
+                    about=kinds.JsonSave(
+                        about
+                        | {"checksum": checksum(stored), "shapes": [np.shape(leaf) for leaf in jax.tree.leaves(stored)]}
+                    ),
+                ),
+            )
+        )
 
     def restore(self, like: Any) -> tuple[Any, dict] | None:
         """The newest sound (tree, about); the tree has the structure and the shapes of `like`: NumPy arrays and keys.
@@ -96,8 +104,10 @@ class Checkpoints:
                 return self._read(step, like)
             except Exception as error:  # whatever damaged files make of the libraries that read them
                 reason = " ".join(str(error).split())[:120]
-                print(f"jaxneg: the checkpoint of step {step:,} is damaged ({reason}); using the one before it",
-                      file=sys.stderr)  # fmt: skip
+                print(
+                    f"jaxneg: the checkpoint of step {step:,} is damaged ({reason}); using the one before it",
+                    file=sys.stderr,
+                )
                 self._manager.delete(step)
         if steps:
             raise InputError(f"{self.folder}: every checkpoint is damaged: remove this folder to train from the start")
@@ -113,8 +123,10 @@ class Checkpoints:
         kinds = self._orbax.args
         about = dict(self._manager.restore(step, args=kinds.Composite(about=kinds.JsonRestore())).about)
         wanted, structure = jax.tree.flatten(like)
-        found = [np.broadcast_to(np.zeros((), _stored_type(leaf)), shape)
-                 for leaf, shape in zip(wanted, about.pop("shapes"), strict=True)]  # fmt: skip
+        found = [
+            np.broadcast_to(np.zeros((), _stored_type(leaf)), shape)
+            for leaf, shape in zip(wanted, about.pop("shapes"), strict=True)
+        ]
         args = kinds.Composite(state=kinds.StandardRestore(structure.unflatten(found)))
         state = self._manager.restore(step, args=args).state
         if checksum(state) != about.pop("checksum"):
@@ -158,8 +170,11 @@ def checksum(tree: Any) -> list[str]:
     hosts has the sum that it has in one piece.
     """
     leaves = [leaf if isinstance(leaf, jax.Array) else np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
-    return [f"{leaf.dtype}{list(leaf.shape)}:{int(weigh(leaf)):08x}" for leaf in leaves
-            for weigh in [_weighed_on_devices if isinstance(leaf, jax.Array) else _weighed]]  # fmt: skip
+    return [
+        f"{leaf.dtype}{list(leaf.shape)}:{int(weigh(leaf)):08x}"
+        for leaf in leaves
+        for weigh in [_weighed_on_devices if isinstance(leaf, jax.Array) else _weighed]
+    ]
 
 
 def _weighed(array: Any, numpy: Any = np) -> Any:

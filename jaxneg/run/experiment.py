@@ -21,9 +21,7 @@ from jaxneg.run.capacity import fitting_plan
 from jaxneg.run.programs import Plan, with_item_table
 
 
-def run(
-    config, workdir: str | pathlib.Path, extend: bool = False, join_hosts: dict | None = None
-) -> pathlib.Path:
+def run(config, workdir: str | pathlib.Path, extend: bool = False, join_hosts: dict | None = None) -> pathlib.Path:
     """Prepares the data, trains and evaluates all seeds, writes the files, prints the table.
 
     The same command goes on where a run was killed, and only prints the table where it is complete. `extend` accepts
@@ -89,7 +87,11 @@ def prepare_data(config) -> pathlib.Path:
         raise InputError("config.data.path is empty: name the raw file, as in --config.data.path=PATH/ratings.dat")
     columns = (source.user_column, source.item_column, source.time_column)
     return prepare.prepare(
-        source.path, settings, format=source.format, columns=columns, member=source.member,
-        cache_dir=cache_dir, name=config.dataset,
-    )  # fmt: skip
-
+        source.path,
+        settings,
+        format=source.format,
+        columns=columns,
+        member=source.member,
+        cache_dir=cache_dir,
+        name=config.dataset,
+    )

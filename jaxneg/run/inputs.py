@@ -51,10 +51,12 @@ def hold(config, layout: mesh_lib.Layout, prepared: data.Prepared, pool_size: in
             history_size = data.longest_history(dataset)
         return Held(rows, dataset, None, dataset.items, splits, history_size)
     history_size = data.longest_history_of_rows(rows, num_items)
-    draw = functools.partial(training.draw_users, batch_size=config.batch_size, num_users=len(rows.train_users),
-                             pool_size=pool_size)  # fmt: skip
-    blocks = stream.Stream(rows, jax.jit(draw), layout.num_rows, config.batch_size, config.model.max_len, num_items,
-                           history_size)  # fmt: skip
+    draw = functools.partial(
+        training.draw_users, batch_size=config.batch_size, num_users=len(rows.train_users), pool_size=pool_size
+    )
+    blocks = stream.Stream(
+        rows, jax.jit(draw), layout.num_rows, config.batch_size, config.model.max_len, num_items, history_size
+    )
     looked_at = None if config.eval.filter_seen else config.model.max_len
     items, cases = stream.evaluated_rows(rows.items, [split.cases for split in splits.values()], looked_at)
     splits = {name: split._replace(cases=own) for (name, split), own in zip(splits.items(), cases, strict=True)}
@@ -108,10 +110,12 @@ def dealt_out(
     start = (before[:-1] - before[users][part_of] + part_of * num_history).astype(np.int32)
     bounds = (moved(rows.user_start, part_of), moved(rows.train_end, part_of))
     starts, ends, train_users, *history = (
-        mesh_lib.split(layout, "data", one) for one in (*bounds, rows.train_users, start, start + length))
+        mesh_lib.split(layout, "data", one) for one in (*bounds, rows.train_users, start, start + length)
+    )
     items, own_histories = (
         mesh_lib.from_parts(layout, "data", {part: share[field] for part, share in shares.items()}, size)
-        for field, size in ((0, num_rows), (2, num_history)))
+        for field, size in ((0, num_rows), (2, num_history))
+    )
     for name, split in splits.items():
         cases = split.cases
         part = np.searchsorted(first_row, cases.history_start, side="right") - 1
@@ -124,12 +128,18 @@ def make_splits(prepared: data.Prepared, rolling: bool, max_users: int, parts: i
     """The cases of every split, of equal shapes, each split cut in `parts` of equal shapes for as many devices."""
     found = {name: data.evaluation_cases(prepared, name, rolling, max_users) for name in SPLITS}
     cut = {name: data.cut_cases(cases, parts) for name, cases in found.items()}
-    sizes = [max(len(field) for pieces in cut.values() for field in (piece[index] for piece in pieces))
-             for index in range(len(EvalCases._fields))]  # fmt: skip
+    sizes = [
+        max(len(field) for pieces in cut.values() for field in (piece[index] for piece in pieces))
+        for index in range(len(EvalCases._fields))
+    ]
     splits = {}
     for name, cases in found.items():
-        padded = EvalCases(*(np.concatenate([np.pad(field, (0, size - len(field))) for field in fields])
-                             for fields, size in zip(zip(*cut[name], strict=True), sizes, strict=True)))  # fmt: skip
+        padded = EvalCases(
+            *(
+                np.concatenate([np.pad(field, (0, size - len(field))) for field in fields])
+                for fields, size in zip(zip(*cut[name], strict=True), sizes, strict=True)
+            )
+        )
         numbers = [len(piece.targets) for piece in cut[name]]
         place = np.concatenate([part * sizes[-1] + np.arange(number) for part, number in enumerate(numbers)])
         cold = np.asarray(prepared.item_counts)[cases.targets] == 0
@@ -142,4 +152,3 @@ def max_history(prepared: data.Prepared, rolling: bool) -> int:
     """The longest history of any case, in rows."""
     cases = [data.evaluation_cases(prepared, name, rolling) for name in SPLITS]
     return max(int((case.history_end - case.history_start).max()) for case in cases)
-

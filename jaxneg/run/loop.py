@@ -34,8 +34,11 @@ def train_seeds(plan: Plan, record: dict) -> tuple[Progress, np.ndarray]:
     about = checkpoint_record(plan, record)
     state, progress = resume(plan, checkpoints, about)
     metrics = plan.folder / "metrics.jsonl"
-    hosts.from_first(lambda: files.keep_rows(
-        metrics, lambda row: row["seed"] not in plan.seeds or row["step"] <= progress.evaluated_step))
+    hosts.from_first(
+        lambda: files.keep_rows(
+            metrics, lambda row: row["seed"] not in plan.seeds or row["step"] <= progress.evaluated_step
+        )
+    )
     step, collapsed = int(seeds_own(plan, state.step)[0]), set()
     first = step
 
@@ -48,10 +51,19 @@ def train_seeds(plan: Plan, record: dict) -> tuple[Progress, np.ndarray]:
         where = f" after step {step:,} of {plan.last_step:,}; it is saved, and the same command goes on from there"
         raise signals.Stopped(number, where)
 
-    with closing(drawn_from(plan, state, first)) as sources, signals.noted() as received, tqdm(
-        total=plan.last_step, initial=step, unit="step", desc=describe(plan), dynamic_ncols=True,
-        mininterval=0.5 if sys.stderr.isatty() else 30, disable=not hosts.is_first(),
-    ) as bar:  # fmt: skip
+    with (
+        closing(drawn_from(plan, state, first)) as sources,
+        signals.noted() as received,
+        tqdm(
+            total=plan.last_step,
+            initial=step,
+            unit="step",
+            desc=describe(plan),
+            dynamic_ncols=True,
+            mininterval=0.5 if sys.stderr.isatty() else 30,
+            disable=not hosts.is_first(),
+        ) as bar,
+    ):
         count, held = 1, first
         for epoch in evaluation_epochs(plan.config):
             until = epoch * plan.steps_per_epoch
@@ -72,7 +84,8 @@ def train_seeds(plan: Plan, record: dict) -> tuple[Progress, np.ndarray]:
                     bar.refresh()  # at once, also where the bar is drawn every 30 s only: it has begun
                 most = plan.config.steps_per_dispatch or max(1, int(DISPATCH_SECONDS * count / seconds))
                 number, is_due, count = hosts.agreed(
-                    received[0] if received else 0, checkpoints.due(), min(most, 2 * count))
+                    received[0] if received else 0, checkpoints.due(), min(most, 2 * count)
+                )
                 if number:
                     stop(number)
                 if is_due:
@@ -125,16 +138,22 @@ def warn_of_collapse(rows: list[dict], collapsed: set[int]) -> None:
         everything = cohorts["all"] | {f"{name}_hr@10": cohorts[name]["hr@10"] for name in results.COHORTS}
         reason = results.collapse(everything)
         if reason and seed not in collapsed:
-            tqdm.write(f"jaxneg: seed {seed}, epoch {everything['epoch']}: this looks like a collapse to popularity: "
-                       f"{reason} (validation)", file=sys.stderr)  # fmt: skip
+            tqdm.write(
+                f"jaxneg: seed {seed}, epoch {everything['epoch']}: this looks like a collapse to popularity: "
+                f"{reason} (validation)",
+                file=sys.stderr,
+            )
         collapsed.add(seed) if reason else collapsed.discard(seed)
 
 
 def tell_of_checkpoints(checkpoints: checkpoint.Checkpoints, progress: Progress) -> None:
     """What saving has cost this process, beside what the whole run took."""
     whole = progress.train_seconds + progress.eval_seconds
-    print(f"jaxneg: {checkpoints.count} checkpoints in {checkpoints.seconds:.1f} s, in the background; training and "
-          f"evaluation took {whole:.1f} s", file=sys.stderr)  # fmt: skip
+    print(
+        f"jaxneg: {checkpoints.count} checkpoints in {checkpoints.seconds:.1f} s, in the background; training and "
+        f"evaluation took {whole:.1f} s",
+        file=sys.stderr,
+    )
 
 
 def describe(plan: Plan) -> str:
@@ -152,8 +171,9 @@ def checkpoint_record(plan: Plan, record: dict) -> dict:
     """What a checkpoint belongs to: it is refused by a run of which this differs."""
     free = (*workdir.FREE_SETTINGS, *workdir.GROWING_SETTINGS)
     settings = {name: value for name, value in record["config"].items() if name not in free}
-    return json.loads(json.dumps({"config": settings, "data": record["data"],
-                                  "seeds": [plan.seeds.start, plan.seeds.stop]}))  # fmt: skip
+    return json.loads(
+        json.dumps({"config": settings, "data": record["data"], "seeds": [plan.seeds.start, plan.seeds.stop]})
+    )
 
 
 def resume(plan: Plan, checkpoints: checkpoint.Checkpoints, about: dict) -> tuple[training.TrainState, Progress]:
@@ -172,8 +192,10 @@ def resume(plan: Plan, checkpoints: checkpoint.Checkpoints, about: dict) -> tupl
     (old_state, progress), theirs = stored
     if theirs != about:
         names = [name for name in about if theirs.get(name) != about[name]]
-        raise InputError(f"{checkpoints.folder} holds checkpoints of another run (its {' and '.join(names)} differ): "
-                         "name another --workdir")  # fmt: skip
+        raise InputError(
+            f"{checkpoints.folder} holds checkpoints of another run (its {' and '.join(names)} differ): "
+            "name another --workdir"
+        )
     state = mesh_lib.fill(layout, old_state, like=state)
     progress = jax.tree.map(lambda leaf: leaf if leaf.ndim else leaf.item(), progress)
     if hosts.is_first():
@@ -189,8 +211,7 @@ def evaluate_seeds(plan: Plan, epoch: int, state: training.TrainState, progress:
     """
     start, step = time.perf_counter(), epoch * plan.steps_per_epoch
     weights = plan.programs.weights(state.params)
-    computed = {split: plan.programs.evaluate(weights, plan.items, plan.splits[split].cases)
-                for split in SPLITS}  # fmt: skip
+    computed = {split: plan.programs.evaluate(weights, plan.items, plan.splits[split].cases) for split in SPLITS}
     if not computed_before(computed, received):
         return None
     ranked = {split: [seeds_own(plan, part) for part in parts] for split, parts in computed.items()}
@@ -216,13 +237,20 @@ def evaluate_seeds(plan: Plan, epoch: int, state: training.TrainState, progress:
             best_params = params
         else:
             best_params = jax.tree.map(
-                lambda new, old: np.where(improved.reshape(-1, *[1] * (new.ndim - 1)), new, old), params, best_params)
+                lambda new, old: np.where(improved.reshape(-1, *[1] * (new.ndim - 1)), new, old), params, best_params
+            )
     if hosts.is_first():
         files.append_rows(plan.folder / "metrics.jsonl", rows)
     seconds = progress.eval_seconds + time.perf_counter() - start
     state = state._replace(loss_sum=jnp.zeros_like(state.loss_sum))
-    progress = progress._replace(evaluated_step=step, best_valid=best, num_above=num_above, num_tied=num_tied,
-                                 best_params=best_params, eval_seconds=seconds)  # fmt: skip
+    progress = progress._replace(
+        evaluated_step=step,
+        best_valid=best,
+        num_above=num_above,
+        num_tied=num_tied,
+        best_params=best_params,
+        eval_seconds=seconds,
+    )
     return state, progress, rows
 
 
@@ -234,4 +262,3 @@ def computed_before(arrays, received: list) -> bool:
             return False
         time.sleep(0.002)
     return True
-

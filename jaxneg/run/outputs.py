@@ -29,9 +29,12 @@ def rank_baselines(plan: Plan, prepared: data.Prepared) -> list[dict]:
     splits = make_splits(prepared, config.eval.rolling_history, config.eval.max_users)
     seen = max_history(prepared, config.eval.rolling_history) if config.eval.filter_seen else 0
     chunks = ranking.choose_chunks(prepared.num_items, 1, 1, config.eval.memory_mb * 2**20)
-    rank = jax.jit(lambda table, items, cases: rank_hidden(
-        jnp.ones((cases.history_start.shape[0], 1)), table, items, cases, ks, chunks, seen),
-        compiler_options=mesh_lib.compiler_options(jax.default_backend(), "once"))  # fmt: skip
+    rank = jax.jit(
+        lambda table, items, cases: rank_hidden(
+            jnp.ones((cases.history_start.shape[0], 1)), table, items, cases, ks, chunks, seen
+        ),
+        compiler_options=mesh_lib.compiler_options(jax.default_backend(), "once"),
+    )
     items = np.asarray(prepared.items) if seen else np.zeros(1, np.int32)
     rows = []
     for name, counts in counted.items():
@@ -43,8 +46,10 @@ def rank_baselines(plan: Plan, prepared: data.Prepared) -> list[dict]:
 
 def baseline_row(plan: Plan, name: str, splits: dict[str, Split], ranked: dict, eval_seconds: float) -> dict:
     """One results row of a ranking that was not trained."""
-    rows = [split_rows(plan.config, splits[split], split, ranked[split], plan.item_counts, epoch=0, step=0, seed=0)
-            for split in SPLITS]  # fmt: skip
+    rows = [
+        split_rows(plan.config, splits[split], split, ranked[split], plan.item_counts, epoch=0, step=0, seed=0)
+        for split in SPLITS
+    ]
     seconds = {"eval_seconds": eval_seconds}
     config = plan.config
     return results.result_row(*rows, dataset=config.dataset, method=name, status="ok", train_seconds=0.0, extra=seconds)
@@ -54,10 +59,18 @@ def split_rows(config, split: Split, name: str, ranked, item_counts: np.ndarray,
     """The rows of one evaluation of one seed on one split, one per cohort."""
     num_above, num_tied, exposure = ranked
     return results.evaluation_rows(
-        num_above[split.place], num_tied[split.place], split.cohorts, split.cold, exposure[:, : len(item_counts)],
-        item_counts, ks=tuple(config.eval.ks), split=name, reference=config.eval.empty_balance == 1,
-        opauc_betas=tuple(config.eval.opauc_betas), **where,
-    )  # fmt: skip
+        num_above[split.place],
+        num_tied[split.place],
+        split.cohorts,
+        split.cold,
+        exposure[:, : len(item_counts)],
+        item_counts,
+        ks=tuple(config.eval.ks),
+        split=name,
+        reference=config.eval.empty_balance == 1,
+        opauc_betas=tuple(config.eval.opauc_betas),
+        **where,
+    )
 
 
 def write_results(plan: Plan, prepared: data.Prepared, progress: Progress, failed_step: np.ndarray) -> None:
@@ -69,8 +82,10 @@ def write_results(plan: Plan, prepared: data.Prepared, progress: Progress, faile
     if not (folder / "baselines.csv").exists():
         files.write_csv(folder / "baselines.csv", rank_baselines(plan, prepared))
     metrics = [row for row in files.read_rows(folder / "metrics.jsonl") if row["seed"] in plan.seeds]
-    rows = [seed_row(config, [row for row in metrics if row["seed"] == seed], progress, int(failed))
-            for seed, failed in zip(plan.seeds, failed_step, strict=True)]  # fmt: skip
+    rows = [
+        seed_row(config, [row for row in metrics if row["seed"] == seed], progress, int(failed))
+        for seed, failed in zip(plan.seeds, failed_step, strict=True)
+    ]
     test = plan.splits["test"]
     of_cases = {"user": test.users, "item": test.targets, "cohort": test.cohorts}
     ranks = {"num_above": progress.num_above, "num_tied": progress.num_tied}
@@ -92,9 +107,14 @@ def seed_row(config, metrics: list[dict], progress: Progress, failed_step: int) 
     valid, test = ([row for row in at_best if row["split"] == split] for split in SPLITS)
     failed = failed_step != training.NOT_FAILED
     return results.result_row(
-        valid, test, dataset=config.dataset, method=config_lib.label(config), status="failed" if failed else "ok",
+        valid,
+        test,
+        dataset=config.dataset,
+        method=config_lib.label(config),
+        status="failed" if failed else "ok",
         train_seconds=progress.train_seconds / len(progress.best_valid),
-        extra={"eval_seconds": progress.eval_seconds / len(progress.best_valid),
-               "failed_step": failed_step if failed else None},
-    )  # fmt: skip
-
+        extra={
+            "eval_seconds": progress.eval_seconds / len(progress.best_valid),
+            "failed_step": failed_step if failed else None,
+        },
+    )

@@ -94,9 +94,20 @@ def make_plan(config, folder: pathlib.Path, prepared: data.Prepared, seeds: rang
         negative_weight=np.float32(config.loss.negative_weight),
     )
     return Plan(
-        config, folder, seeds, layout, programs, held.dataset, held.stream, held.items, tables, held.splits,
-        counts, hyper, steps_per_epoch,
-    )  # fmt: skip
+        config,
+        folder,
+        seeds,
+        layout,
+        programs,
+        held.dataset,
+        held.stream,
+        held.items,
+        tables,
+        held.splits,
+        counts,
+        hyper,
+        steps_per_epoch,
+    )
 
 
 def count_steps(config, num_users: int) -> int:
@@ -104,8 +115,10 @@ def count_steps(config, num_users: int) -> int:
     steps_per_epoch = max(1, num_users // config.batch_size)
     if config.num_epochs * steps_per_epoch > MOST_STEPS:
         most = MOST_STEPS // steps_per_epoch
-        raise InputError(f"config.num_epochs={config.num_epochs} is too many: {most} or fewer of {steps_per_epoch:,} "
-                         f"steps each, since steps are counted to {MOST_STEPS:,}")  # fmt: skip
+        raise InputError(
+            f"config.num_epochs={config.num_epochs} is too many: {most} or fewer of {steps_per_epoch:,} "
+            f"steps each, since steps are counted to {MOST_STEPS:,}"
+        )
     return steps_per_epoch
 
 
@@ -158,7 +171,14 @@ def make_step(
 
 
 def make_programs(
-    config, layout: mesh_lib.Layout, parts: Parts, held: Held, step: training.Step, tables, num_items: int, max_seen: int
+    config,
+    layout: mesh_lib.Layout,
+    parts: Parts,
+    held: Held,
+    step: training.Step,
+    tables,
+    num_items: int,
+    max_seen: int,
 ) -> Programs:
     """The programs of all seeds together; `max_seen` is the longest history that is left out of a ranking, or 0."""
     model, ks = parts.model, tuple(config.eval.ks)
@@ -166,15 +186,14 @@ def make_programs(
     chunks = ranking.choose_chunks(num_items, model.width, layout.seeds_per_device, budget)
 
     def init(key, hyper):
-        return training.init_state(key, hyper, model=model, num_items=num_items, optimizer=parts.optimizer,
-                                item_table=parts.item_table)  # fmt: skip
+        return training.init_state(
+            key, hyper, model=model, num_items=num_items, optimizer=parts.optimizer, item_table=parts.item_table
+        )
 
     def rank(params, items, cases):
         encode = functools.partial(sasrec.encode, model, params)
         bounds = (cases.history_start, cases.history_end)
-        hidden = ranking.encode_histories(
-            encode, items, *bounds, max_len=model.max_len, chunk_size=chunks.case_chunk
-        )
+        hidden = ranking.encode_histories(encode, items, *bounds, max_len=model.max_len, chunk_size=chunks.case_chunk)
         ranked = ranking.rank_hidden(hidden, params["item_table"], items, cases, ks, chunks, max_seen)
         num_above, num_tied, exposure = ranked
         return num_above, num_tied, mesh_lib.total_over_data(layout, exposure)
@@ -183,17 +202,24 @@ def make_programs(
     state_specs = mesh_lib.specs(state_shapes(layout, make_state), mesh_lib.SEED)
     source = True if held.stream is not None else mesh_lib.specs(held.dataset)
     advance = mesh_lib.over_devices(
-        functools.partial(training_loop.run_groups, step, mesh_lib.group_size(layout)), layout,
-        (False, state_specs, mesh_lib.specs(tables), source), donate=(1,), out_specs=state_specs,
-    )  # fmt: skip
+        functools.partial(training_loop.run_groups, step, mesh_lib.group_size(layout)),
+        layout,
+        (False, state_specs, mesh_lib.specs(tables), source),
+        donate=(1,),
+        out_specs=state_specs,
+    )
     checked = functools.partial(training_loop.run_checked, training_loop.check_step(step), step.feed_axis)
     return Programs(
         init=make_state,
         advance=checked if config.debug else advance,
         weights=parts.item_table.weights,
         evaluate=mesh_lib.over_seeds(
-            rank, layout, (state_specs.params, mesh_lib.specs(held.items), mesh_lib.DATA),
-            out_specs=mesh_lib.EVALUATED, use="evaluate"),
+            rank,
+            layout,
+            (state_specs.params, mesh_lib.specs(held.items), mesh_lib.DATA),
+            out_specs=mesh_lib.EVALUATED,
+            use="evaluate",
+        ),
     )
 
 
@@ -205,6 +231,7 @@ def seed_layout(config, num_seeds: int) -> mesh_lib.Layout:
 
 def split_by_item(layout: mesh_lib.Layout, tables: Any, num_items: int) -> Any:
     """A sampler's tables, those with a row for each item split as the item table is."""
+
     def part(table):
         return mesh_lib.split(layout, "model", table) if len(table) in (num_items, num_items + 1) else table
 
@@ -230,7 +257,7 @@ def drawn_from(plan: Plan, state: training.TrainState, step: int) -> Iterator[tu
 
 
 def item_table_form(config, num_items: int) -> str:
-    """"dense" or "sparse", what `optimizer.item_table` comes to for a catalogue of this size.
+    """ "dense" or "sparse", what `optimizer.item_table` comes to for a catalogue of this size.
 
     auto looks at the catalogue only, so that all methods on one data set are trained alike; but a loss over the whole
     catalogue, and the released code's form, are always dense, and a table that is split over devices is sparse.
@@ -296,4 +323,3 @@ def on_devices(plan: Plan) -> Plan:
     dataset = put(plan.dataset)
     items = put(plan.items) if dataset is None else dataset.items
     return plan._replace(dataset=dataset, items=items, tables=put(plan.tables), splits=splits)
-

@@ -81,11 +81,19 @@ def search(
         done = _num_done(study)
         if done > first:
             left = (time.monotonic() - begun) / (done - first) * (num_trials - done) / 60
-            _say(f"{study.study_name}: {done} of {num_trials} trials, best validation HR@10 {study.best_value:.4f} "
-                 f"with {_told(study.best_params)}" + (f"; about {left:.1f} min left" if done < num_trials else ""))
-    found = {"valid_hr@10": study.best_value, "trials": done, "combinations": len(_complete(study)),
-             "repeats": config.num_seeds, "num_epochs": config.num_epochs, "seed": ROOT + config.seed,
-             "data_fingerprint": prepared.meta["fingerprint"]}  # fmt: skip
+            _say(
+                f"{study.study_name}: {done} of {num_trials} trials, best validation HR@10 {study.best_value:.4f} "
+                f"with {_told(study.best_params)}" + (f"; about {left:.1f} min left" if done < num_trials else "")
+            )
+    found = {
+        "valid_hr@10": study.best_value,
+        "trials": done,
+        "combinations": len(_complete(study)),
+        "repeats": config.num_seeds,
+        "num_epochs": config.num_epochs,
+        "seed": ROOT + config.seed,
+        "data_fingerprint": prepared.meta["fingerprint"],
+    }
     return {"settings": study.best_params, **found}
 
 
@@ -109,8 +117,11 @@ def try_one(study: optuna.Study, config, prepared: data.Prepared, space, points:
     trial = study.ask(distributions)
     trial.set_user_attr("proposed", True)
     shape = {name: value for name, value in trial.params.items() if name not in SAME_SHAPE}
-    known = {tuple(other.params[name] for name in SAME_SHAPE): other.value for other in _complete(study)
-             if all(other.params[name] == value for name, value in shape.items())}  # fmt: skip
+    known = {
+        tuple(other.params[name] for name in SAME_SHAPE): other.value
+        for other in _complete(study)
+        if all(other.params[name] == value for name, value in shape.items())
+    }
     values = config_lib.flatten(config) | shape
     drawn = sum(values[config_lib.DISTRIBUTIONS[part]] for part in config_lib.distributions(values))
     if shape.get("sampler.num_kept", 0) > drawn:
@@ -120,8 +131,16 @@ def try_one(study: optuna.Study, config, prepared: data.Prepared, space, points:
     values = known or dict(zip(points, validation_hit_rates(config, shape, prepared, points), strict=True))
     if not known:
         others = [point for point in points if point != own]
-        study.add_trials([optuna.create_trial(params=shape | dict(zip(SAME_SHAPE, point, strict=True)),
-                                              distributions=distributions, value=values[point]) for point in others])
+        study.add_trials(
+            [
+                optuna.create_trial(
+                    params=shape | dict(zip(SAME_SHAPE, point, strict=True)),
+                    distributions=distributions,
+                    value=values[point],
+                )
+                for point in others
+            ]
+        )
     study.tell(trial, values[own])
 
 
@@ -185,8 +204,11 @@ def _facts(config, prepared: data.Prepared, space) -> dict[str, Any]:
 
 def _claim(study: optuna.Study, facts: dict[str, Any], folder: pathlib.Path) -> None:
     theirs = study.user_attrs.get("facts", facts)
-    changed = [f"{name} was {theirs.get(name)!r} and is {facts.get(name)!r}"
-               for name in sorted(facts.keys() | theirs.keys()) if facts.get(name) != theirs.get(name)]  # fmt: skip
+    changed = [
+        f"{name} was {theirs.get(name)!r} and is {facts.get(name)!r}"
+        for name in sorted(facts.keys() | theirs.keys())
+        if facts.get(name) != theirs.get(name)
+    ]
     if changed:
         raise InputError(f"workdir {folder} holds another search: {'; '.join(changed)}; name another --workdir")
     study.set_user_attr("facts", facts)

@@ -19,17 +19,35 @@ from jaxneg.evaluation import rows as results
 from jaxneg.run import config as config_lib
 
 # Where or how, not what: these may change while a run is under way.
-FREE_SETTINGS = ("data.path", "data.cache_dir", "data.stream", "steps_per_dispatch", "eval.memory_mb",
-                 "checkpoint_seconds", "seeds_per_chunk", "mesh.data", "mesh.model", "debug")  # fmt: skip
+FREE_SETTINGS = (
+    "data.path",
+    "data.cache_dir",
+    "data.stream",
+    "steps_per_dispatch",
+    "eval.memory_mb",
+    "checkpoint_seconds",
+    "seeds_per_chunk",
+    "mesh.data",
+    "mesh.model",
+    "debug",
+)
 GROWING_SETTINGS = ("num_epochs", "num_seeds")  # may become larger, with `extend`
 
 
 def config_record(config, prepared: data.Prepared) -> dict:
     """What config.json tells of a run: the settings, the data, the versions and the device."""
-    data_facts = {"fingerprint": prepared.meta["fingerprint"], "num_users": prepared.num_users,
-                  "num_items": prepared.num_items, "num_rows": len(prepared.items)}  # fmt: skip
-    return {"config": files.plain(config_lib.flatten(config)), "data": data_facts, "versions": versions(),
-            "device": device()}  # fmt: skip
+    data_facts = {
+        "fingerprint": prepared.meta["fingerprint"],
+        "num_users": prepared.num_users,
+        "num_items": prepared.num_items,
+        "num_rows": len(prepared.items),
+    }
+    return {
+        "config": files.plain(config_lib.flatten(config)),
+        "data": data_facts,
+        "versions": versions(),
+        "device": device(),
+    }
 
 
 def compare_record(folder: pathlib.Path, record: dict, extend: bool) -> list[str]:
@@ -49,16 +67,21 @@ def compare_record(folder: pathlib.Path, record: dict, extend: bool) -> list[str
         old_versions = dict(old["versions"])
     except (KeyError, TypeError) as error:
         raise InputError(f"{path} is not a run's config.json: name another --workdir") from error
-    changed = {name: f"{name} was {theirs.get(name)!r} and is {mine.get(name)!r}"
-               for name in sorted(mine.keys() | theirs.keys())
-               if mine.get(name) != theirs.get(name) and name not in FREE_SETTINGS}  # fmt: skip
+    changed = {
+        name: f"{name} was {theirs.get(name)!r} and is {mine.get(name)!r}"
+        for name in sorted(mine.keys() | theirs.keys())
+        if mine.get(name) != theirs.get(name) and name not in FREE_SETTINGS
+    }
     grown = {name for name in changed.keys() & set(GROWING_SETTINGS) if mine[name] > theirs[name]}
     if changed.keys() - (grown if extend else set()):
         hint = "; --extend accepts that" if grown == changed.keys() else ""
         told = "; ".join(changed.values())
         raise InputError(f"workdir {folder} holds another run: {told}: name another --workdir{hint}")
-    return [f"{name} was {old_versions.get(name)} and is {version}" for name, version in record["versions"].items()
-            if old_versions.get(name) != version]  # fmt: skip
+    return [
+        f"{name} was {old_versions.get(name)} and is {version}"
+        for name, version in record["versions"].items()
+        if old_versions.get(name) != version
+    ]
 
 
 def refuse_versions(folder: pathlib.Path, changed: list[str], extend: bool) -> None:
@@ -79,8 +102,13 @@ def updated_record(folder: pathlib.Path, record: dict) -> dict:
     old = files.read_json(path)
     grown = {name: record["config"][name] for name in GROWING_SETTINGS}
     now = {"versions": record["versions"], "device": record["device"]} | grown
-    last = (old.get("continued") or [{"versions": old["versions"], "device": old["device"]}
-                                     | {name: old["config"][name] for name in GROWING_SETTINGS}])[-1]  # fmt: skip
+    last = (
+        old.get("continued")
+        or [
+            {"versions": old["versions"], "device": old["device"]}
+            | {name: old["config"][name] for name in GROWING_SETTINGS}
+        ]
+    )[-1]
     continued = [*old.get("continued", []), *([now] if now != last else [])]
     return old | {"config": old["config"] | grown} | ({"continued": continued} if continued else {})
 
@@ -126,8 +154,11 @@ def finished_seeds(config, folder: pathlib.Path) -> set[int]:
         return set()
     table = results.read_results(folder / "results.csv")
     last = {row["seed"] for row in files.read_rows(folder / "metrics.jsonl") if row["epoch"] >= config.num_epochs}
-    return {int(seed) for seed, status in zip(table["seed"], table["status"], strict=True)
-            if status == "failed" or seed in last}  # fmt: skip
+    return {
+        int(seed)
+        for seed, status in zip(table["seed"], table["status"], strict=True)
+        if status == "failed" or seed in last
+    }
 
 
 def checkpoint_folder(folder: pathlib.Path, seeds: range) -> pathlib.Path:

@@ -173,8 +173,9 @@ def make(method: str, num_items: int, settings: Settings | None = None) -> Metho
         raise InputError(f"{counts} is {num_candidates}; allowed: at most the number of items, {num_items}")
     selector, num_kept = SELECTORS[METHODS[method][1]](settings)
     if num_kept is not None and settings.num_kept > num_candidates:
-        raise InputError(f"sampler.num_kept is {settings.num_kept}; allowed: 1 to the pool's size, {counts} = "
-                         f"{num_candidates}")  # fmt: skip
+        raise InputError(
+            f"sampler.num_kept is {settings.num_kept}; allowed: 1 to the pool's size, {counts} = {num_candidates}"
+        )
     proposals = [source.build(num_items, settings) for source in parts]
     proposal = concatenate(*proposals) if len(proposals) > 1 else (proposals or [catalogue()])[0]
     return Method(proposal, selector, num_candidates, num_candidates if num_kept is None else num_kept)
@@ -182,8 +183,11 @@ def make(method: str, num_items: int, settings: Settings | None = None) -> Metho
 
 def check_names(method: str, settings: Settings) -> None:
     """Raises InputError for an unknown name, with the known ones."""
-    named = [("method", method, tuple(METHODS)), ("sampler.pool", settings.pool, POOLS),
-             ("sampler.dns_form", settings.dns_form, tuple(DNS_FORMS))]  # fmt: skip
+    named = [
+        ("method", method, tuple(METHODS)),
+        ("sampler.pool", settings.pool, POOLS),
+        ("sampler.dns_form", settings.dns_form, tuple(DNS_FORMS)),
+    ]
     named += [("sampler.mixture", part, PARTS) for part in settings.mixture]
     for field, name, known in named:
         if name not in known:

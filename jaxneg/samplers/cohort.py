@@ -33,15 +33,13 @@ class Room(NamedTuple):
     left_before: Int[Array, "B 3"]  # the same in the cohorts before it
 
 
-def cohort(
-    num_items: int, num_samples: int, *, probabilities: tuple[float, ...] = (0.8, 0.1, 0.1)
-) -> Proposal:
+def cohort(num_items: int, num_samples: int, *, probabilities: tuple[float, ...] = (0.8, 0.1, 0.1)) -> Proposal:
     """N i.i.d. draws per position: the positive's cohort picks the negative's, then uniform in it, history excluded.
 
     `probabilities`: of the positive's own cohort, and of the other two in the order head, mid, tail. A cohort that is
     empty, or wholly in the user's history, hands its probability to the others in proportion. Masked where the
-    target is a pad and where no item is left. Cohorts are `jaxneg.data.cohorts`'s. Raises InputError if `probabilities` is
-    no distribution over three.
+    target is a pad and where no item is left. Cohorts are `jaxneg.data.cohorts`'s. Raises InputError if `probabilities`
+    is no distribution over three.
     """
     if len(probabilities) != NUM_COHORTS or min(probabilities) < 0 or abs(sum(probabilities) - 1) > 1e-6:
         raise InputError(f"probabilities is {probabilities}; allowed: three numbers, not negative, of sum 1")

@@ -42,9 +42,7 @@ def in_batch(num_items: int, num_samples: int, *, scope: str = "sequence") -> Pr
         counts = item_counts if target_counts is None else target_counts
         return InBatchTables(normalised(check_counts("target_counts", counts, num_items)))
 
-    def log_prob(
-        tables: InBatchTables, batch: Batch, item_ids: Int[Array, "#B #L N"]
-    ) -> Float[Array, "B #L N"]:
+    def log_prob(tables: InBatchTables, batch: Batch, item_ids: Int[Array, "#B #L N"]) -> Float[Array, "B #L N"]:
         own = excluding.targets(batch, num_items)
         left = outside_mass(tables.probability, own, num_items)
         log_q = jnp.log(sharded.take(tables.probability, item_ids)) - jnp.log(left)[:, None, None]

@@ -95,9 +95,7 @@ def threshold(ordered: UInt32[Array, "R N"], num_kept: int) -> UInt32[Array, "R 
     return jax.lax.fori_loop(0, 32, lower_bit, jnp.zeros(ordered.shape[:1], jnp.uint32))[:, None]
 
 
-def marked(
-    ordered: UInt32[Array, "... N"], least: UInt32[Array, "... 1"], num_kept: int
-) -> Bool[Array, "... N"]:
+def marked(ordered: UInt32[Array, "... N"], least: UInt32[Array, "... 1"], num_kept: int) -> Bool[Array, "... N"]:
     """Those above the K-th highest, and of those equal to it the lower places until there are K."""
     above, tied = ordered > least, ordered == least
     num_tied = num_kept - jnp.sum(above, axis=-1, keepdims=True, dtype=jnp.int32)

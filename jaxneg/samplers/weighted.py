@@ -42,9 +42,7 @@ def weighted(
         np.power(counts, exponent, out=weights, where=counts > 0)
         return WeightedTables(alias.build(weights), normalised(weights))
 
-    def log_prob(
-        tables: WeightedTables, batch: Batch, item_ids: Int[Array, "#B #L N"]
-    ) -> Float[Array, "B #L N"]:
+    def log_prob(tables: WeightedTables, batch: Batch, item_ids: Int[Array, "#B #L N"]) -> Float[Array, "B #L N"]:
         excluded = excluding.history(batch, num_items)
         left = outside_mass(tables.probability, excluded, num_items)
         log_q = jnp.log(sharded.take(tables.probability, item_ids)) - jnp.log(left)[:, None, None]

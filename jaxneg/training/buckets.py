@@ -87,9 +87,10 @@ def cut_batch(batch: Batch, candidates: Candidates, buckets: tuple[Bucket, ...])
     """The parts of a batch, each with its rows' last positions and the candidates that belong to them."""
     first = 0
     for rows, length in buckets:
+
         def part(x, rows=slice(first, first + rows), length=length):
             x = x[rows] if x.shape[0] > 1 else x
-            return x[:, x.shape[1] - length:] if x.shape[1] > 1 else x
+            return x[:, x.shape[1] - length :] if x.shape[1] > 1 else x
 
         ids = candidates.item_ids
         new_ids = ids[..., :0] if first and ids.shape[0] == 1 else part(ids)

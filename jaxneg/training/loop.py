@@ -14,9 +14,7 @@ from jaxtyping import Array, Int
 from jaxneg.training.step import Step, TrainState
 
 
-def run_groups(
-    step: Step, group_size: int, num_steps: Int[Array, ""], states: TrainState, tables, feed
-) -> TrainState:
+def run_groups(step: Step, group_size: int, num_steps: Int[Array, ""], states: TrainState, tables, feed) -> TrainState:
     """`run_steps` for `group_size` seeds at a time, one group after another; it divides the number of seeds.
 
     A processor's cache may hold what a step of one seed works on, and not what the steps of all do.
@@ -32,7 +30,8 @@ def run_groups(
         own_feed = feed if step.feed_axis is None else part(feed)
         moved = run_steps(step, num_steps, part(states), tables, own_feed)
         return jax.tree.map(
-            lambda x, rows: lax.dynamic_update_slice_in_dim(x, rows, index * group_size, 0), states, moved)
+            lambda x, rows: lax.dynamic_update_slice_in_dim(x, rows, index * group_size, 0), states, moved
+        )
 
     return lax.fori_loop(0, number, one_group, states)
 
@@ -113,4 +112,3 @@ def source(error: checkify.Error) -> str:
     package = f"{pathlib.Path(__file__).parent.parent}{os.sep}"
     lines = [line.removeprefix(package) for line in traceback.splitlines() if line.startswith(package)]
     return f", in {lines[0]}" if lines else ""
-

@@ -305,9 +305,9 @@ def draw_users(
     key_data: Array, steps: Int[Array, "K"], *, batch_size: int, num_users: int, pool_size: int | None
 ) -> Int[Array, "S K B"]:
     """The users that these steps of the seeds with these run keys draw (see `stream.Stream`)."""
+
     def one(key, step):
         return data.draw_users(pooled_keys(key, step, pool_size).batch, batch_size, num_users)
 
     keys = jax.random.wrap_key_data(key_data)
     return jax.vmap(jax.vmap(one, in_axes=(None, 0)), in_axes=(0, None))(keys, steps)
-

@@ -64,9 +64,7 @@ def test_batches_hold_the_last_training_items(max_len):
 
 def test_users_are_drawn_uniformly_with_replacement():
     dataset = data.training_set(prepared())
-    batch = data.draw_batch(
-        jax.random.key(1), dataset, batch_size=4000, max_len=2, num_items=NUM_ITEMS, history_size=3
-    )
+    batch = data.draw_batch(jax.random.key(1), dataset, batch_size=4000, max_len=2, num_items=NUM_ITEMS, history_size=3)
     counts = np.bincount(np.asarray(batch.history_length), minlength=4)[[3, 2]]
     assert stats.chisquare(counts).pvalue > 1e-3
 

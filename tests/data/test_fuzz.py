@@ -63,21 +63,63 @@ SOUND = {
     "amazon": [lines("A{u}X,{i},5.0,{t}\n")],
     "amazon_csv": [lines("A{u}X,{i},5.0,{t}\n", "UserId,ProductId,Rating,Timestamp\n")],
     "retailrocket": [lines("{t}000,{u},view,{i},\n", "timestamp,visitorid,event,itemid,transactionid\n")],
-    "table": [TABLE, lines("{u}\t{t}.25\tx\ti{i}\n", "user\ttime\tnote\titem\n"),
-              lines('"{u}","{i}",2001-01-01 00:00:{u}{u}\n', "user,item,time\n")],
-    "parquet": [parquet(), parquet("SNAPPY", user=[f"u{u}" for u, _, _ in ROWS]), parquet(time=pa.array(
-        [1000 * t for _, _, t in ROWS], pa.timestamp("ms")), item=pa.array([str(i) for _, i, _ in ROWS]
-                                                                           ).dictionary_encode())],
+    "table": [
+        TABLE,
+        lines("{u}\t{t}.25\tx\ti{i}\n", "user\ttime\tnote\titem\n"),
+        lines('"{u}","{i}",2001-01-01 00:00:{u}{u}\n', "user,item,time\n"),
+    ],
+    "parquet": [
+        parquet(),
+        parquet("SNAPPY", user=[f"u{u}" for u, _, _ in ROWS]),
+        parquet(
+            time=pa.array([1000 * t for _, _, t in ROWS], pa.timestamp("ms")),
+            item=pa.array([str(i) for _, i, _ in ROWS]).dictionary_encode(),
+        ),
+    ],
     "gzip": [gzip.compress(TABLE), gzip.compress(TABLE[:50]) + gzip.compress(TABLE[50:]), gzip.compress(parquet())],
-    "zip": [zipped(TABLE), zipped(TABLE, method=zipfile.ZIP_STORED), zipped(TABLE, method=zipfile.ZIP_LZMA),
-            zipped(TABLE, method=zipfile.ZIP_BZIP2), zipped(gzip.compress(TABLE), "ratings.csv.gz"),
-            zipped(parquet(), "mine.parquet")],
-}  # fmt: skip
+    "zip": [
+        zipped(TABLE),
+        zipped(TABLE, method=zipfile.ZIP_STORED),
+        zipped(TABLE, method=zipfile.ZIP_LZMA),
+        zipped(TABLE, method=zipfile.ZIP_BZIP2),
+        zipped(gzip.compress(TABLE), "ratings.csv.gz"),
+        zipped(parquet(), "mine.parquet"),
+    ],
+}
 READERS = [*SOUND, "random bytes", "random columns"]
 MAGIC = [b"", b"PAR1", b"\x1f\x8b\x08", b"PK\x03\x04", b"\xef\xbb\xbf", b"\xff\xfe", b"user,item,time\n"]
-TOKENS = [b"", b",", b"\n", b"\r", b"\t", b"::", b'"', b'""', b"\0", b" ", b"-", b".", b"nan", b"NULL", b"inf", b"-1",
-          b"1e400", b"9" * 20, b"9" * 400, b"\xff", b"\xc3\x28", b"\xef\xbb\xbf", b"1970-01-01", b"user,item,time\n",
-          b"true", b"0x1F", b"\xf0\x9f\x98\x80", b"PK\x05\x06", b"PAR1", b"\x1f\x8b"]  # fmt: skip
+TOKENS = [
+    b"",
+    b",",
+    b"\n",
+    b"\r",
+    b"\t",
+    b"::",
+    b'"',
+    b'""',
+    b"\0",
+    b" ",
+    b"-",
+    b".",
+    b"nan",
+    b"NULL",
+    b"inf",
+    b"-1",
+    b"1e400",
+    b"9" * 20,
+    b"9" * 400,
+    b"\xff",
+    b"\xc3\x28",
+    b"\xef\xbb\xbf",
+    b"1970-01-01",
+    b"user,item,time\n",
+    b"true",
+    b"0x1F",
+    b"\xf0\x9f\x98\x80",
+    b"PK\x05\x06",
+    b"PAR1",
+    b"\x1f\x8b",
+]
 
 
 @st.composite
@@ -129,7 +171,7 @@ def files(reader: str) -> st.SearchStrategy[bytes]:
 
 
 def outcome(path: pathlib.Path, format: str) -> str:
-    """"read" or "refused"; fails where it is neither as it should be."""
+    """ "read" or "refused"; fails where it is neither as it should be."""
     try:
         frame = raw.read(path, format, columns=COLUMNS)
     except InputError as error:
@@ -196,11 +238,17 @@ def report():
     yield numbers
     if os.environ.get("JAXNEG_FUZZ_REPORT") and numbers.keys() == set(READERS):
         totals = {name: sum(row[name] for row in numbers.values()) for name in next(iter(numbers.values()))}
-        command = (f"JAXNEG_FUZZ_EXAMPLES={LONG_EXAMPLES} JAXNEG_FUZZ_REPORT=results/robustness/fuzz.json "
-                   "python -m pytest -m slow tests/data/test_fuzz.py")  # fmt: skip
+        command = (
+            f"JAXNEG_FUZZ_EXAMPLES={LONG_EXAMPLES} JAXNEG_FUZZ_REPORT=results/robustness/fuzz.json "
+            "python -m pytest -m slow tests/data/test_fuzz.py"
+        )
         versions = {"python": platform.python_version(), "pyarrow": pa.__version__, "pandas": pd.__version__}
-        record = {"command": command, "versions": versions, "all": totals | {"seconds": round(totals["seconds"], 1)},
-                  "readers": numbers}  # fmt: skip
+        record = {
+            "command": command,
+            "versions": versions,
+            "all": totals | {"seconds": round(totals["seconds"], 1)},
+            "readers": numbers,
+        }
         path = pathlib.Path(os.environ["JAXNEG_FUZZ_REPORT"])
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(record, indent=1) + "\n")
@@ -212,5 +260,9 @@ def test_many_damaged_files_are_read_or_refused(tmp_path, report, reader):
     counts, start = collections.Counter(), time.perf_counter()
     fuzz(reader, tmp_path / "f", counts, max_examples=LONG_EXAMPLES // len(READERS), phases=[Phase.generate])
     assert counts["read"] > 0 or reader.startswith("random")
-    report[reader] = {"tried": counts.total(), "read": counts["read"], "refused": counts["refused"],
-                      "seconds": round(time.perf_counter() - start, 1)}  # fmt: skip
+    report[reader] = {
+        "tried": counts.total(),
+        "read": counts["read"],
+        "refused": counts["refused"],
+        "seconds": round(time.perf_counter() - start, 1),
+    }

@@ -115,10 +115,15 @@ ROWS = st.lists(st.tuples(st.integers(-2, 5), st.integers(3, 9), st.integers(0, 
 
 @settings(max_examples=150, deadline=None)
 @given(
-    rows=ROWS, text_ids=st.booleans(), scale=st.sampled_from([1, 40_000, 10**14]), drop_repeats=st.booleans(),
-    min_user_rows=st.integers(1, 3), min_item_rows=st.integers(1, 5), split=st.sampled_from(prepare.SPLITS),
+    rows=ROWS,
+    text_ids=st.booleans(),
+    scale=st.sampled_from([1, 40_000, 10**14]),
+    drop_repeats=st.booleans(),
+    min_user_rows=st.integers(1, 3),
+    min_item_rows=st.integers(1, 5),
+    split=st.sampled_from(prepare.SPLITS),
     fraction=st.sampled_from([0.05, 0.2, 0.4]),
-)  # fmt: skip
+)
 def test_against_brute_force(rows, text_ids, scale, drop_repeats, min_user_rows, min_item_rows, split, fraction):
     rows = [(f"u{u}", f"i{i}", t * scale) if text_ids else (u, i, t * scale) for u, i, t in rows]
     s = PrepareSettings(0.0, "", drop_repeats, min_user_rows, min_item_rows, split, fraction, 0.25, recent_days=2.0)
@@ -134,10 +139,11 @@ def test_against_brute_force(rows, text_ids, scale, drop_repeats, min_user_rows,
 @given(
     rows=st.lists(
         st.tuples(st.integers(0, 3), st.integers(0, 4), st.integers(0, 40), st.sampled_from(["view", "cart"])),
-        min_size=4, max_size=60,
+        min_size=4,
+        max_size=60,
     ),
     ticks=st.sampled_from([1, 1000]),
-)  # fmt: skip
+)
 def test_sessions_against_brute_force(rows, ticks):
     rows = [(u, i, t * ticks, e) for u, i, t, e in rows]
     s = LOOSE._replace(session_gap_seconds=5.0, event="view")
@@ -152,10 +158,15 @@ def test_sessions_against_brute_force(rows, ticks):
 def test_sessions_by_hand():
     """A purchase keeps a session alive, a gap of exactly the limit does too, one more second ends it."""
     rows = [
-        (7, 1, 0, "view"), (7, 2, 3600, "cart"), (7, 3, 7200, "view"),  # one session
-        (7, 1, 10801, "view"), (7, 2, 10801, "view"), (7, 3, 10802, "view"),  # a second one
-        (5, 2, 0, "view"), (5, 1, 0, "view"),  # equal times: by item
-    ]  # fmt: skip
+        (7, 1, 0, "view"),
+        (7, 2, 3600, "cart"),
+        (7, 3, 7200, "view"),  # one session
+        (7, 1, 10801, "view"),
+        (7, 2, 10801, "view"),
+        (7, 3, 10802, "view"),  # a second one
+        (5, 2, 0, "view"),
+        (5, 1, 0, "view"),  # equal times: by item
+    ]
     s = prepare.RETAILROCKET._replace(min_item_rows=1, test_fraction=0.2, valid_fraction=0.2)
     arrays, meta = prepare.prepare_frame(frame_of(rows, ("user", "item", "time", "event")), s)
     assert arrays["user_ids"].tolist() == [5, 7, 7]
@@ -266,17 +277,20 @@ def test_counts_of_real_files(data_dir, tmp_path, name):
 # ------------------------------------------------------------------ bad values
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"split": "random"}, "split is 'random'; allowed is temporal or leave_one_out"),
-    ({"test_fraction": 0.0}, "test_fraction is 0.0; allowed is 0 < test_fraction"),
-    ({"test_fraction": 0.6, "valid_fraction": 0.4}, "together < 1"),
-    ({"valid_fraction": -0.1}, "valid_fraction is -0.1"),
-    ({"test_fraction": float("nan")}, "test_fraction is nan"),
-    ({"session_gap_seconds": -1.0}, "session_gap_seconds is -1.0"),
-    ({"min_user_rows": 0}, "min_user_rows is 0; allowed is a number >= 1"),
-    ({"min_item_rows": 0}, "min_item_rows is 0"),
-    ({"recent_days": 0.0}, "recent_days is 0.0"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"split": "random"}, "split is 'random'; allowed is temporal or leave_one_out"),
+        ({"test_fraction": 0.0}, "test_fraction is 0.0; allowed is 0 < test_fraction"),
+        ({"test_fraction": 0.6, "valid_fraction": 0.4}, "together < 1"),
+        ({"valid_fraction": -0.1}, "valid_fraction is -0.1"),
+        ({"test_fraction": float("nan")}, "test_fraction is nan"),
+        ({"session_gap_seconds": -1.0}, "session_gap_seconds is -1.0"),
+        ({"min_user_rows": 0}, "min_user_rows is 0; allowed is a number >= 1"),
+        ({"min_item_rows": 0}, "min_item_rows is 0"),
+        ({"recent_days": 0.0}, "recent_days is 0.0"),
+    ],
+)
 def test_bad_settings(change, message):
     with pytest.raises(InputError, match=message):
         prepare.prepare_frame(frame_of([(0, 1, 0), (0, 2, 1)]), PrepareSettings()._replace(**change))
@@ -285,15 +299,22 @@ def test_bad_settings(change, message):
 ANY_SUPPORT = {"min_user_rows": 1, "min_item_rows": 1}
 
 
-@pytest.mark.parametrize("rows, change, message", [
-    ([(0, 1, 0), (1, 2, 1)], {}, "0 items are left of 2 rows, .* min_user_rows=2 .* min_item_rows=5 rows 2"),
-    ([(0, 1, 0), (0, 1, 1)], ANY_SUPPORT, "1 items are left of 2 rows.* repeats 1"),
-    ([], {}, "there is no row of data"),
-    # the last row belongs to a user who was not there before
-    ([(0, 1, 0), (0, 2, 1), (0, 3, 2), (1, 1, 3)], ANY_SUPPORT, "temporal split has no test"),
-    ([(0, 1, 0), (1, 2, 1), (0, 3, 2)], ANY_SUPPORT, "temporal split has no validation"),
-    ([(0, 1, 0), (0, 2, 1)], {"min_item_rows": 1, "split": "leave_one_out"}, "leave_one_out split has no test case"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "rows, change, message",
+    [
+        ([(0, 1, 0), (1, 2, 1)], {}, "0 items are left of 2 rows, .* min_user_rows=2 .* min_item_rows=5 rows 2"),
+        ([(0, 1, 0), (0, 1, 1)], ANY_SUPPORT, "1 items are left of 2 rows.* repeats 1"),
+        ([], {}, "there is no row of data"),
+        # the last row belongs to a user who was not there before
+        ([(0, 1, 0), (0, 2, 1), (0, 3, 2), (1, 1, 3)], ANY_SUPPORT, "temporal split has no test"),
+        ([(0, 1, 0), (1, 2, 1), (0, 3, 2)], ANY_SUPPORT, "temporal split has no validation"),
+        (
+            [(0, 1, 0), (0, 2, 1)],
+            {"min_item_rows": 1, "split": "leave_one_out"},
+            "leave_one_out split has no test case",
+        ),
+    ],
+)
 def test_data_that_cannot_be_prepared(rows, change, message):
     with pytest.raises(InputError, match=message):
         prepare.prepare_frame(frame_of(rows), PrepareSettings()._replace(**change))
@@ -318,8 +339,13 @@ def test_the_folder_is_as_described(raw_file, tmp_path):
     assert folder.parent == tmp_path / "cache" and folder.name.startswith("mine-")
     meta = json.loads((folder / "meta.json").read_text())
     arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in store.DTYPES}
-    sizes = {"items": meta["num_rows"], "user_ids": meta["num_users"], "user_start": meta["num_users"] + 1,
-             "item_counts": meta["num_items"] + 1, "item_ids": meta["num_items"] + 1}  # fmt: skip
+    sizes = {
+        "items": meta["num_rows"],
+        "user_ids": meta["num_users"],
+        "user_start": meta["num_users"] + 1,
+        "item_counts": meta["num_items"] + 1,
+        "item_ids": meta["num_items"] + 1,
+    }
     assert {name: len(arrays[name]) for name in sizes} == sizes
     types = {name: str(array.dtype) for name, array in arrays.items()}
     assert types == {name: dtype or "int64" for name, dtype in store.DTYPES.items()}

@@ -18,20 +18,38 @@ HEADER = "SessionId,ItemId,Time\n"
 # format -> the text, and the rows that it means
 FORMATS = {
     "movielens_dat": ("1::122::5::838985046\n2::185::4.5::838983525\n", [(1, 122, 838985046), (2, 185, 838983525)], 1),
-    "movielens_csv": ("userId,movieId,rating,timestamp\n1,2,3.5,1112486027\n1,29,3.5,1112484676\n",
-                      [(1, 2, 1112486027), (1, 29, 1112484676)], 1),
-    "movielens_100k": ("196\t242\t3\t881250949\n186\t302\t3\t891717742\n",
-                       [(196, 242, 881250949), (186, 302, 891717742)], 1),
-    "amazon": ("A39HTATAQ9V7YF,0205616461,5.0,1369699200\nA3JM6GV9MNOF9X,0558925278,3.0,1355443200\n",
-               [("A39HTATAQ9V7YF", "0205616461", 1369699200), ("A3JM6GV9MNOF9X", "0558925278", 1355443200)], 1),
-    "amazon_csv": ("UserId,ProductId,Rating,Timestamp\nA39HTATAQ9V7YF,0205616461,5.0,1369699200\nA1,B2,3.0,7\n",
-                   [("A39HTATAQ9V7YF", "0205616461", 1369699200), ("A1", "B2", 7)], 1),
-    "retailrocket": ("timestamp,visitorid,event,itemid,transactionid\n1433221332117,257597,view,355908,\n"
-                     "1433224214164,992329,transaction,248676,4000\n",
-                     [(257597, 355908, 1433221332117), (992329, 248676, 1433224214164)], 1000),
-    "table": ("ItemId\tRating\tTime\tSessionId\n85123A\t\t1291191960\t17850\n71053\t3\t1291191961\t17851\n",
-              [(17850, "85123A", 1291191960), (17851, "71053", 1291191961)], 1),
-}  # fmt: skip
+    "movielens_csv": (
+        "userId,movieId,rating,timestamp\n1,2,3.5,1112486027\n1,29,3.5,1112484676\n",
+        [(1, 2, 1112486027), (1, 29, 1112484676)],
+        1,
+    ),
+    "movielens_100k": (
+        "196\t242\t3\t881250949\n186\t302\t3\t891717742\n",
+        [(196, 242, 881250949), (186, 302, 891717742)],
+        1,
+    ),
+    "amazon": (
+        "A39HTATAQ9V7YF,0205616461,5.0,1369699200\nA3JM6GV9MNOF9X,0558925278,3.0,1355443200\n",
+        [("A39HTATAQ9V7YF", "0205616461", 1369699200), ("A3JM6GV9MNOF9X", "0558925278", 1355443200)],
+        1,
+    ),
+    "amazon_csv": (
+        "UserId,ProductId,Rating,Timestamp\nA39HTATAQ9V7YF,0205616461,5.0,1369699200\nA1,B2,3.0,7\n",
+        [("A39HTATAQ9V7YF", "0205616461", 1369699200), ("A1", "B2", 7)],
+        1,
+    ),
+    "retailrocket": (
+        "timestamp,visitorid,event,itemid,transactionid\n1433221332117,257597,view,355908,\n"
+        "1433224214164,992329,transaction,248676,4000\n",
+        [(257597, 355908, 1433221332117), (992329, 248676, 1433224214164)],
+        1000,
+    ),
+    "table": (
+        "ItemId\tRating\tTime\tSessionId\n85123A\t\t1291191960\t17850\n71053\t3\t1291191961\t17851\n",
+        [(17850, "85123A", 1291191960), (17851, "71053", 1291191961)],
+        1,
+    ),
+}
 
 
 def rows_of(frame: pd.DataFrame) -> list[tuple]:
@@ -206,13 +224,16 @@ def test_missing_file_and_folder(tmp_path):
         raw.read(tmp_path)
 
 
-@pytest.mark.parametrize("arguments, message", [
-    ({"format": "movielenz"}, "format is 'movielenz'; allowed are auto, movielens_dat"),
-    ({"format": "parquet"}, "is not a parquet file"),
-    ({"columns": ("a", "b")}, "allowed are three different names"),
-    ({"columns": ("a", "b", "b")}, "allowed are three different names"),
-    ({"member": "x.csv"}, "'x.csv' is stated, but the file is not a zip"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"format": "movielenz"}, "format is 'movielenz'; allowed are auto, movielens_dat"),
+        ({"format": "parquet"}, "is not a parquet file"),
+        ({"columns": ("a", "b")}, "allowed are three different names"),
+        ({"columns": ("a", "b", "b")}, "allowed are three different names"),
+        ({"member": "x.csv"}, "'x.csv' is stated, but the file is not a zip"),
+    ],
+)
 def test_bad_arguments(tmp_path, arguments, message):
     (tmp_path / "t.csv").write_text(HEADER + "1,2,3\n1,3,4\n")
     with pytest.raises(InputError, match=message):
@@ -266,10 +287,13 @@ def test_bad_parquet(tmp_path, case):
 
 
 def test_parquet_with_categories_and_moments_in_a_zip(tmp_path):
-    frame = pd.DataFrame({
-        "SessionId": pd.Categorical(["b", "a", "b"]), "ItemId": pd.Categorical([30, 10, 20]),
-        "Time": pd.to_datetime([1000, 2000, 3500], unit="ms"),
-    })  # fmt: skip
+    frame = pd.DataFrame(
+        {
+            "SessionId": pd.Categorical(["b", "a", "b"]),
+            "ItemId": pd.Categorical([30, 10, 20]),
+            "Time": pd.to_datetime([1000, 2000, 3500], unit="ms"),
+        }
+    )
     buffer = io.BytesIO()
     frame.to_parquet(buffer)
     (tmp_path / "t.zip").write_bytes(zip_of({"t.parquet": buffer.getvalue()}))

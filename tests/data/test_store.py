@@ -36,8 +36,9 @@ def other(tmp_path):
     started = []
 
     def start(key: str) -> subprocess.Popen:
-        process = subprocess.Popen([sys.executable, "-c", PREPARE, tmp_path, key], stdin=subprocess.PIPE,
-                                   stdout=subprocess.PIPE, text=True)  # fmt: skip
+        process = subprocess.Popen(
+            [sys.executable, "-c", PREPARE, tmp_path, key], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
         started.append(process)
         assert process.stdout.readline() == "preparing\n"
         return process
@@ -134,8 +135,7 @@ def test_a_file_system_without_locks_keeps_what_it_cannot_tell(tmp_path, monkeyp
 def test_verifying_is_cheap(tmp_path):
     """10 million rows, 120 MB, take well under a second; 1 million, a tenth of that. CPU time, with room to spare."""
     rows = 1_000_000
-    frame = pd.DataFrame({"user": np.arange(rows) % 20_000, "item": np.arange(rows) % 5003,
-                                  "time": np.arange(rows)})  # fmt: skip
+    frame = pd.DataFrame({"user": np.arange(rows) % 20_000, "item": np.arange(rows) % 5003, "time": np.arange(rows)})
     folder = store.cached(tmp_path, "n", {}, functools.partial(prepare.prepare_frame, frame))
     start = os.times()
     store.read(folder)

@@ -20,11 +20,24 @@ from jaxneg.training import step as training
 from jaxneg.types import Batch, EvalCases
 
 SMALL = {
-    "dataset": "small", "batch_size": 16, "num_epochs": 6, "eval_every": 3, "learning_rate": 1e-2, "num_seeds": 2,
-    "model.width": 8, "model.num_blocks": 1, "model.max_len": 10, "data.format": "synthetic",
-    "data.synthetic.num_rows": 3000, "data.synthetic.num_users": 150, "data.synthetic.num_items": 80,
-    "data.drop_repeats": False, "sampler.num_in_batch": 4, "sampler.num_uniform": 4, "sampler.num_kept": 2,
-}  # fmt: skip
+    "dataset": "small",
+    "batch_size": 16,
+    "num_epochs": 6,
+    "eval_every": 3,
+    "learning_rate": 1e-2,
+    "num_seeds": 2,
+    "model.width": 8,
+    "model.num_blocks": 1,
+    "model.max_len": 10,
+    "data.format": "synthetic",
+    "data.synthetic.num_rows": 3000,
+    "data.synthetic.num_users": 150,
+    "data.synthetic.num_items": 80,
+    "data.drop_repeats": False,
+    "sampler.num_in_batch": 4,
+    "sampler.num_uniform": 4,
+    "sampler.num_kept": 2,
+}
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +76,9 @@ def test_the_batches_are_those_that_the_device_draws(cache, tmp_path, small_bloc
     @jax.jit
     def draw(key, step):
         keys = training.pooled_keys(key, step, pool_size)
-        return data.draw_batch(keys.batch, there.dataset, batch_size=16, max_len=10, num_items=80,
-                               history_size=history_size)  # fmt: skip
+        return data.draw_batch(
+            keys.batch, there.dataset, batch_size=16, max_len=10, num_items=80, history_size=history_size
+        )
 
     first = 5
     step, distinct = first, set()
@@ -126,8 +140,9 @@ def test_a_streamed_run_has_the_results_of_one_in_memory(cache, tmp_path, in_mem
     monkeypatch.setattr(checkpoint, "COST", 0)
     monkeypatch.setattr(loop, "loss_in_words", die_at_the_tenth)
     with pytest.raises(MemoryError):
-        experiment.run(config_of(cache, data__stream="on", checkpoint_seconds=0.0, steps_per_dispatch=2, **OTHERS),
-                       tmp_path)  # fmt: skip
+        experiment.run(
+            config_of(cache, data__stream="on", checkpoint_seconds=0.0, steps_per_dispatch=2, **OTHERS), tmp_path
+        )
     assert list((tmp_path / "checkpoints" / "seeds_0_1").iterdir())
     experiment.run(config_of(cache, data__stream="on", **OTHERS), tmp_path)
     assert_same_results(tmp_path, in_memory)
@@ -214,5 +229,6 @@ def test_a_block_has_the_stated_shapes(cache, tmp_path, small_blocks):
     assert len(blocks) == -(-50 // streamed.num_steps)
     block = blocks[1]
     assert jax.tree.map(lambda x: (x.shape, x.dtype), block) == jax.tree.map(
-        lambda x: (x.shape, x.dtype), stream.shapes(streamed))
+        lambda x: (x.shape, x.dtype), stream.shapes(streamed)
+    )
     assert isinstance(block.batches, Batch) and memory.tree_bytes(block) <= stream.BLOCK_BYTES + 16

@@ -89,21 +89,25 @@ def test_split_has_train_users_in_test():
     arrays, meta = prepare.prepare_frame(synthetic.generate())
     assert meta["num_test_cases"] > 0.8 * 0.05 * meta["num_rows"]
     top = np.argsort(-arrays["item_counts"])[:10]
-    tests = np.concatenate([arrays["items"][end:stop] for end, stop in
-                            zip(arrays["valid_end"], arrays["user_start"][1:], strict=True)])  # fmt: skip
+    tests = np.concatenate(
+        [arrays["items"][end:stop] for end, stop in zip(arrays["valid_end"], arrays["user_start"][1:], strict=True)]
+    )
     assert 0.03 < np.isin(tests, top).mean() < 0.2  # popularity is worth something, and leaves much to learn
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"num_rows": 5, "num_users": 10}, "synthetic num_rows is 5; allowed is a number from num_users to"),
-    ({"num_users": 0}, "synthetic num_users is 0"),
-    ({"num_items": 1}, "synthetic num_items is 1"),
-    ({"num_items": 30}, "synthetic num_tastes is 20; allowed is a number from 1 to num_items / 2"),
-    ({"follow": 1.5}, "synthetic follow is 1.5"),
-    ({"taste": -0.1}, "synthetic taste is -0.1"),
-    ({"seed": -1}, "synthetic seed is -1"),
-    ({"days": 0.0}, "synthetic days is 0.0"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"num_rows": 5, "num_users": 10}, "synthetic num_rows is 5; allowed is a number from num_users to"),
+        ({"num_users": 0}, "synthetic num_users is 0"),
+        ({"num_items": 1}, "synthetic num_items is 1"),
+        ({"num_items": 30}, "synthetic num_tastes is 20; allowed is a number from 1 to num_items / 2"),
+        ({"follow": 1.5}, "synthetic follow is 1.5"),
+        ({"taste": -0.1}, "synthetic taste is -0.1"),
+        ({"seed": -1}, "synthetic seed is -1"),
+        ({"days": 0.0}, "synthetic days is 0.0"),
+    ],
+)
 def test_bad_settings(change, message, tmp_path):
     settings = SyntheticSettings()._replace(**change)
     with pytest.raises(InputError, match=message):

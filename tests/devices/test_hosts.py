@@ -18,17 +18,33 @@ from jaxneg.errors import InputError
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
 SETTINGS = {
-    "num_seeds": 1, "num_epochs": 30, "eval_every": 10, "batch_size": 32, "steps_per_dispatch": 2,
-    "checkpoint_seconds": 1, "data.synthetic.num_users": 600, "data.synthetic.num_rows": 12_000,
-    "data.synthetic.num_items": 300, "model.width": 16, "model.num_blocks": 1, "model.max_len": 10,
+    "num_seeds": 1,
+    "num_epochs": 30,
+    "eval_every": 10,
+    "batch_size": 32,
+    "steps_per_dispatch": 2,
+    "checkpoint_seconds": 1,
+    "data.synthetic.num_users": 600,
+    "data.synthetic.num_rows": 12_000,
+    "data.synthetic.num_items": 300,
+    "model.width": 16,
+    "model.num_blocks": 1,
+    "model.max_len": 10,
     "optimizer.item_table": "sparse",
-}  # fmt: skip
+}
 
 
 def command(folder, cache, *more):
     settings = SETTINGS | {"data.cache_dir": cache}
-    return [sys.executable, "-m", "jaxneg.main", "--config=configs/quickstart.py:mixed", f"--workdir={folder}",
-            *(f"--config.{name}={value}" for name, value in settings.items()), *more]  # fmt: skip
+    return [
+        sys.executable,
+        "-m",
+        "jaxneg.main",
+        "--config=configs/quickstart.py:mixed",
+        f"--workdir={folder}",
+        *(f"--config.{name}={value}" for name, value in settings.items()),
+        *more,
+    ]
 
 
 def start_two(folder, cache, *more):
@@ -40,8 +56,11 @@ def start_two(folder, cache, *more):
     for number in range(2):
         joining = ["--multihost", f"--coordinator={coordinator}", "--num_processes=2", f"--process_id={number}"]
         with open(folder.with_suffix(f".{number}"), "w") as log:
-            processes.append(subprocess.Popen(command(folder, cache, *more, *joining), cwd=REPOSITORY, stdout=log,
-                                              stderr=subprocess.STDOUT))  # fmt: skip
+            processes.append(
+                subprocess.Popen(
+                    command(folder, cache, *more, *joining), cwd=REPOSITORY, stdout=log, stderr=subprocess.STDOUT
+                )
+            )
     return processes
 
 
@@ -94,14 +113,17 @@ def test_two_hosts_train_die_resume_and_end_as_one_does(tmp_path):
     assert last.returncode == 0 and "resuming after step" in last.stderr, last.stderr
     mine, theirs = rows(folder), rows(alone)
     assert [(row["epoch"], row["split"], row["cohort"]) for row in mine] == [
-        (row["epoch"], row["split"], row["cohort"]) for row in theirs]  # fmt: skip
+        (row["epoch"], row["split"], row["cohort"]) for row in theirs
+    ]
     losses = [np.array([row["loss"] for row in run]) for run in (mine, theirs)]
     first = [run[:4] for run in losses]  # of 180 steps, the first on two hosts: other draws would differ by percents
     np.testing.assert_allclose(*first, rtol=1e-5)
     np.testing.assert_allclose(*losses, rtol=1e-3)
     for split in ("valid", "test"):
-        rates = [np.array([row["hr@10"] for row in run if (row["split"], row["cohort"]) == (split, "all")])
-                 for run in (mine, theirs)]  # fmt: skip
+        rates = [
+            np.array([row["hr@10"] for row in run if (row["split"], row["cohort"]) == (split, "all")])
+            for run in (mine, theirs)
+        ]
         np.testing.assert_allclose(*rates, atol=0.02)  # a seed's own spread here
 
 
@@ -123,7 +145,10 @@ def test_what_no_cluster_tells_is_asked_for():
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
         [sys.executable, "-m", "jaxneg.main", "--config=configs/quickstart.py", "--workdir=unused", "--multihost"],
-        cwd=REPOSITORY, env=environment, capture_output=True, text=True,
-    )  # fmt: skip
+        cwd=REPOSITORY,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
     assert "the hosts can not be joined" in done.stderr and "--coordinator=HOST:PORT" in done.stderr

@@ -61,9 +61,16 @@ def test_a_new_shape_takes_no_memory_where_the_old_one_is_not_used_again():
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
     """(a function of overrides to a resolved config, its prepared data)."""
-    base = {"data.format": "synthetic", "data.synthetic.num_rows": 20_000, "data.synthetic.num_users": 800,
-            "data.synthetic.num_items": 400, "data.cache_dir": str(tmp_path_factory.mktemp("cache")),
-            "model.max_len": 20, "num_seeds": 3, "num_buckets": 2}  # fmt: skip
+    base = {
+        "data.format": "synthetic",
+        "data.synthetic.num_rows": 20_000,
+        "data.synthetic.num_users": 800,
+        "data.synthetic.num_items": 400,
+        "data.cache_dir": str(tmp_path_factory.mktemp("cache")),
+        "model.max_len": 20,
+        "num_seeds": 3,
+        "num_buckets": 2,
+    }
 
     def make(**others):
         settings = base | {name.replace("__", "."): value for name, value in others.items()}
@@ -98,10 +105,18 @@ def test_seeds_that_do_not_fit_train_in_chunks(small, tmp_path, monkeypatch, cap
     assert capacity.fitting_plan(config, tmp_path, prepared, range(1, 3)).seeds == range(1, 2)
 
 
-@pytest.mark.parametrize("others, num_candidates, turns", [
-    ({}, 50, 1), ({}, 320, 4), ({}, 1500, 16), ({}, 0, 1), ({"batch_size": 44}, 1500, 4), ({"batch_size": 7}, 1500, 1),
-    ({"sampler__scope": "position"}, 1500, 1),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "others, num_candidates, turns",
+    [
+        ({}, 50, 1),
+        ({}, 320, 4),
+        ({}, 1500, 16),
+        ({}, 0, 1),
+        ({"batch_size": 44}, 1500, 4),
+        ({"batch_size": 7}, 1500, 1),
+        ({"sampler__scope": "position"}, 1500, 1),
+    ],
+)
 def test_scores_of_many_candidates_are_worked_on_in_turns(small, others, num_candidates, turns):
     config = small[0](**{"batch_size": 128, "model__max_len": 200} | others)
     cut = (buckets.Bucket(config.batch_size, 50),)
@@ -110,12 +125,15 @@ def test_scores_of_many_candidates_are_worked_on_in_turns(small, others, num_can
     assert 1 <= plan_lib.choose_turns(config, layout, cut, num_candidates) <= turns
 
 
-@pytest.mark.parametrize("others, there, words", [
-    ({}, 2**20, "config.batch_size"),
-    ({"seeds_per_chunk": 3}, 2**20, "config.seeds_per_chunk"),
-    ({"model__width": 512, "batch_size": 1, "num_seeds": 1}, 2**20, "config.model.width"),
-    ({"batch_size": 1, "num_seeds": 1, "model__width": 4, "data__stream": "off"}, 2**19, "config.eval.memory_mb"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "others, there, words",
+    [
+        ({}, 2**20, "config.batch_size"),
+        ({"seeds_per_chunk": 3}, 2**20, "config.seeds_per_chunk"),
+        ({"model__width": 512, "batch_size": 1, "num_seeds": 1}, 2**20, "config.model.width"),
+        ({"batch_size": 1, "num_seeds": 1, "model__width": 4, "data__stream": "off"}, 2**19, "config.eval.memory_mb"),
+    ],
+)
 def test_what_does_not_fit_is_refused(small, tmp_path, monkeypatch, others, there, words):
     make, prepared = small
     monkeypatch.setattr(memory, "device_bytes", lambda device: there)

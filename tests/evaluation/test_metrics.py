@@ -98,8 +98,9 @@ def test_opauc_is_the_area_under_the_curve(beta):
 
 def test_opauc_by_hand():
     """Of the first ten of 100 negatives three are above the target: 0.7; beyond the tenth it is 0."""
-    np.testing.assert_allclose(metrics.opauc(np.int32([0, 3, 9, 10, 99]), np.zeros(5, np.int32), 100, 0.1),
-                               [1, 0.7, 0.1, 0, 0], atol=1e-12)  # fmt: skip
+    np.testing.assert_allclose(
+        metrics.opauc(np.int32([0, 3, 9, 10, 99]), np.zeros(5, np.int32), 100, 0.1), [1, 0.7, 0.1, 0, 0], atol=1e-12
+    )
     np.testing.assert_allclose(metrics.opauc(np.int32([8]), np.int32([3]), 100, 0.1), [(0.2 + 0.1) / 4], atol=1e-12)
 
 

@@ -34,8 +34,10 @@ def test_a_small_case_against_every_ranking():
         assert rows["beta"].tolist() == pytest.approx([depth / 6 for depth in areas])
         exact = [np.corrcoef(of_metric, values)[0, 1] for values in areas.values()]
         np.testing.assert_allclose(rows["correlation"], exact, atol=0.02)  # four standard errors of a zero correlation
-    assert frame[frame["metric"] == "Precision"]["correlation"].tolist() == frame[frame["metric"] == "Recall"][
-        "correlation"].tolist()
+    assert (
+        frame[frame["metric"] == "Precision"]["correlation"].tolist()
+        == frame[frame["metric"] == "Recall"]["correlation"].tolist()
+    )
 
 
 def assert_as_published(num_rankings, tolerance):
@@ -74,12 +76,15 @@ def test_the_command_writes_a_table_and_a_picture(tmp_path, capsys):
     assert (tmp_path / "out/opauc.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("arguments, says", [
-    (["--rankings=1"], "--rankings is 1; allowed: 2 or more"),
-    (["--positives=0"], "--positives is 0; allowed: 1 or more"),
-    (["--ks", "10", "1000"], "--ks is 10 1000; allowed: 1 to 999"),
-    (["--ks", "0"], "--ks is 0; allowed: 1 to"),
-])
+@pytest.mark.parametrize(
+    "arguments, says",
+    [
+        (["--rankings=1"], "--rankings is 1; allowed: 2 or more"),
+        (["--positives=0"], "--positives is 0; allowed: 1 or more"),
+        (["--ks", "10", "1000"], "--ks is 10 1000; allowed: 1 to 999"),
+        (["--ks", "0"], "--ks is 0; allowed: 1 to"),
+    ],
+)
 def test_bad_numbers_get_one_line(arguments, says, tmp_path, capsys):
     assert opauc.main([*arguments, f"--out={tmp_path}/out"]) == 2
     out, err = capsys.readouterr()

@@ -56,14 +56,17 @@ def test_rows_of_one_evaluation():
     assert "balance" not in head and "coverage@10" not in mid
 
 
-@pytest.mark.parametrize("changes, words", [
-    ({}, ""),
-    ({"balance": 0.49}, ""),
-    ({"tail_hr@10": 0.0009}, ""),
-    ({"balance": 0.49, "tail_hr@10": 0.0009}, "Balance is 0.49 and tail items are not found"),
-    ({"popular_share@10": 0.51}, "51% of the recommendations are the 10 most popular items"),
-    ({"balance": math.nan, "tail_hr@10": math.nan, "popular_share@10": math.nan}, ""),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({}, ""),
+        ({"balance": 0.49}, ""),
+        ({"tail_hr@10": 0.0009}, ""),
+        ({"balance": 0.49, "tail_hr@10": 0.0009}, "Balance is 0.49 and tail items are not found"),
+        ({"popular_share@10": 0.51}, "51% of the recommendations are the 10 most popular items"),
+        ({"balance": math.nan, "tail_hr@10": math.nan, "popular_share@10": math.nan}, ""),
+    ],
+)
 def test_collapse_is_told_by_the_rule(changes, words):
     row = {"balance": 0.8, "popular_share@10": 0.5, "head_hr@10": 0.02, "mid_hr@10": 0.02, "tail_hr@10": 0.02}
     assert results.collapse(row | changes) == words

@@ -22,8 +22,11 @@ def plain_standardise(x):
 
 PAIRS = {
     "product": (layers.product, lambda a, b: jnp.matmul(a, b), (normal(3, 4, 5), normal(3, 5, 2))),
-    "products_with_shared": (layers.products_with_shared, lambda hidden, rows: hidden @ rows.T,
-                             (normal(3, 4, 5), normal(6, 5))),
+    "products_with_shared": (
+        layers.products_with_shared,
+        lambda hidden, rows: hidden @ rows.T,
+        (normal(3, 4, 5), normal(6, 5)),
+    ),
     "standardise": (layers.standardise, plain_standardise, (normal(3, 4, 7),)),
     "standardise, far from 0": (layers.standardise, plain_standardise, (100 + normal(5, 50),)),
 }

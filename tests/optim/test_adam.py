@@ -64,7 +64,11 @@ def test_equals_float64_steps(tensorflow_epsilon, scale, betas):
     ours, _ = run(adam_lib.adam(b1, b2, 1e-8, tensorflow_epsilon), grads, params)
     for name in ours:
         expected = numpy_adam(
-            [g[name] for g in grads], np.zeros(np.shape(ours[name])), b1=b1, b2=b2, eps=1e-8,
+            [g[name] for g in grads],
+            np.zeros(np.shape(ours[name])),
+            b1=b1,
+            b2=b2,
+            eps=1e-8,
             tensorflow_epsilon=tensorflow_epsilon,
         )
         np.testing.assert_allclose(ours[name], expected, rtol=2e-5, atol=1e-9)

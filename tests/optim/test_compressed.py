@@ -32,8 +32,11 @@ def test_rounding_is_to_a_neighbouring_code_and_right_on_average(name):
     words = jax.random.bits(jax.random.key(0), (number, mean.shape[0], 2 * mean.shape[1]))
     decoded = jax.jit(jax.vmap(lambda own: code.decode(code.encode(mean, root, own))))(words)
     for found, exact, levels in zip(map(np.float64, decoded), (mean, root), (127, 255), strict=True):
-        step = (np.abs(exact) * 2.0**-7 if name == "bfloat16"
-                else np.broadcast_to(np.abs(exact).max(axis=1, keepdims=True) / levels, exact.shape))  # fmt: skip
+        step = (
+            np.abs(exact) * 2.0**-7
+            if name == "bfloat16"
+            else np.broadcast_to(np.abs(exact).max(axis=1, keepdims=True) / levels, exact.shape)
+        )
         small = (levels == 255) & (name == "int8") & (exact < step)  # rounded up, always
         np.testing.assert_array_less(np.abs(found - exact).max(axis=0), step * 1.001 + 1e-30)
         error = np.abs(found.mean(axis=0) - exact)
@@ -95,9 +98,13 @@ def test_changes_below_a_codes_distance_add_up(name):
     np.testing.assert_allclose(found.mean(), expected, rtol=0.02)
 
 
-@pytest.mark.parametrize("name, of_moments", [
-    ("bfloat16", 2 * 8 * 2), pytest.param("int8", 2 * 8 + 8, marks=pytest.mark.slow),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, of_moments",
+    [
+        ("bfloat16", 2 * 8 * 2),
+        pytest.param("int8", 2 * 8 + 8, marks=pytest.mark.slow),
+    ],
+)
 def test_no_copy_of_the_table_is_made(prepared, monkeypatch, name, of_moments):  # noqa: F811
     """The compiled program's temporaries stay as they are while the catalogue grows, and its state is in place."""
     monkeypatch.setitem(row_tables.ITEM_TABLES, name, compressed.item_table("sparse", name))
@@ -128,10 +135,14 @@ def test_a_run_is_resumed_and_learns(cache, tmp_path, monkeypatch, name):  # noq
     assert losses[-1] < losses[0] - 0.05
 
 
-@pytest.mark.parametrize("others", [
-    {"optimizer__item_table": "dense"}, {"optimizer__item_table": None, "reference": True},
-    {"optimizer__item_table": None, "method": "catalogue", "loss__name": "full_softmax"},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "others",
+    [
+        {"optimizer__item_table": "dense"},
+        {"optimizer__item_table": None, "reference": True},
+        {"optimizer__item_table": None, "method": "catalogue", "loss__name": "full_softmax"},
+    ],
+)
 def test_a_dense_table_keeps_float32(cache, others):  # noqa: F811
     with pytest.raises(InputError, match="config.optimizer.moments=int8 is for a sparse item table"):
         config_lib.resolve(plain.small(cache, optimizer__moments="int8", **others))

@@ -48,8 +48,10 @@ def numpy_lazy_adam(table, steps, *, b1, b2, eps, tensorflow_epsilon):
 def random_steps(choices, num_steps=6, scale=1.0, seed=0):
     """Ids with repeats, and a gradient for each place."""
     rng = np.random.default_rng(seed)
-    return [(rng.choice(choices, 20).astype(np.int32), (scale * rng.normal(size=(20, WIDTH))).astype(np.float32))
-            for _ in range(num_steps)]  # fmt: skip
+    return [
+        (rng.choice(choices, 20).astype(np.int32), (scale * rng.normal(size=(20, WIDTH))).astype(np.float32))
+        for _ in range(num_steps)
+    ]
 
 
 def run(item_table, adam, table, steps):
@@ -89,8 +91,9 @@ def test_equals_float64_lazy_adam(table, tensorflow_epsilon, scale):
     steps = random_steps([0, 1, 2, 5, 7, 8, 12], scale=scale)
     assert any(item not in ids for ids, _ in steps[1:] for item in (1, 2, 5, 7, 8, 12))  # some rest for a step
     weights, params, state = run(row_tables.SPARSE, adam_lib.adam(*numbers.values()), table, steps)
-    for ours, expected in zip(jnp.split(params["item_table"], 3, axis=1), numpy_lazy_adam(table, steps, **numbers),
-                              strict=True):  # fmt: skip
+    for ours, expected in zip(
+        jnp.split(params["item_table"], 3, axis=1), numpy_lazy_adam(table, steps, **numbers), strict=True
+    ):
         np.testing.assert_allclose(ours, expected, rtol=2e-5, atol=1e-6 * scale)
     untouched = [0, 3, 4, 6, 9, 10, 11]
     np.testing.assert_array_equal(weights["item_table"][np.array(untouched)], table[untouched])
@@ -99,8 +102,10 @@ def test_equals_float64_lazy_adam(table, tensorflow_epsilon, scale):
 
 
 def test_equals_dense_adam_where_every_row_is_touched(table):
-    steps = [(np.append(np.arange(NUM_ITEMS + 1), ids[:7]).astype(np.int32), gradients)
-             for ids, gradients in random_steps([0, 4, 9])]  # fmt: skip
+    steps = [
+        (np.append(np.arange(NUM_ITEMS + 1), ids[:7]).astype(np.int32), gradients)
+        for ids, gradients in random_steps([0, 4, 9])
+    ]
     sparse, dense = (run(form, adam_lib.adam(), table, steps) for form in (row_tables.SPARSE, row_tables.DENSE))
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), sparse[0], dense[0])
     jax.tree.map(np.testing.assert_array_equal, sparse[2].encoder.nu, {"encoder": dense[2].nu["encoder"]})
@@ -125,10 +130,19 @@ def parts(prepared, form, method="uniform", num_items=None, **others):
     model, dataset = sasrec.SASRec(1, 1, 8, 20), data.training_set(prepared)
     adam = adam_lib.adam(eps=1e-3)  # so that it does not make a step of a gradient that is rounding alone
     step = training.make_step(
-        model=model, method=chosen, loss=losses.make("bce", num_items), optimizer=adam, item_table=item_table,
-        batch_size=8, num_items=num_items, history_size=data.longest_history(dataset), **others,
-    )  # fmt: skip
-    init = functools.partial(training.init_state, model=model, num_items=num_items, optimizer=adam, item_table=item_table)
+        model=model,
+        method=chosen,
+        loss=losses.make("bce", num_items),
+        optimizer=adam,
+        item_table=item_table,
+        batch_size=8,
+        num_items=num_items,
+        history_size=data.longest_history(dataset),
+        **others,
+    )
+    init = functools.partial(
+        training.init_state, model=model, num_items=num_items, optimizer=adam, item_table=item_table
+    )
     counts = np.asarray(prepared.item_counts) if num_items == prepared.num_items else None
     advance = jax.jit(functools.partial(training_loop.run_steps, step), donate_argnums=1)
     return jax.jit(jax.vmap(init, in_axes=(0, None))), advance, chosen.proposal.init(counts), dataset
@@ -138,9 +152,13 @@ def keys(*seeds):
     return jnp.stack([jax.random.key(seed) for seed in seeds])
 
 
-@pytest.mark.parametrize("method", [
-    "adaptive_mixed", *(pytest.param(name, marks=pytest.mark.slow) for name in ("uniform", "popularity")),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "method",
+    [
+        "adaptive_mixed",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("uniform", "popularity")),
+    ],
+)
 def test_the_first_step_is_that_of_the_dense_form(prepared, method):
     """Without moments of the past an item that is not touched rests in both forms; after that it does not."""
     found = {}
@@ -208,11 +226,22 @@ def cache(tmp_path_factory):
 
 def small(cache, **others):
     settings = {
-        "batch_size": 32, "num_epochs": 12, "eval_every": 4, "learning_rate": 1e-2, "model.width": 8, "num_seeds": 2,
-        "model.num_blocks": 1, "model.max_len": 10, "data.format": "synthetic", "data.synthetic.num_rows": 3000,
-        "data.synthetic.num_users": 150, "data.synthetic.num_items": 80, "sampler.num_uniform": 4,
-        "optimizer.item_table": "sparse", "data.cache_dir": str(cache),
-    }  # fmt: skip
+        "batch_size": 32,
+        "num_epochs": 12,
+        "eval_every": 4,
+        "learning_rate": 1e-2,
+        "model.width": 8,
+        "num_seeds": 2,
+        "model.num_blocks": 1,
+        "model.max_len": 10,
+        "data.format": "synthetic",
+        "data.synthetic.num_rows": 3000,
+        "data.synthetic.num_users": 150,
+        "data.synthetic.num_items": 80,
+        "sampler.num_uniform": 4,
+        "optimizer.item_table": "sparse",
+        "data.cache_dir": str(cache),
+    }
     settings |= {name.replace("__", "."): value for name, value in others.items()}
     return config_lib.use_method(config_lib.base(), "uniform", settings)
 
@@ -246,15 +275,22 @@ def test_debug_goes_with_it(cache, tmp_path):
         experiment.run(small(cache, num_epochs=40, learning_rate=1e30, debug=True), tmp_path / "wild")
 
 
-@pytest.mark.parametrize("others, num_items, form", [
-    ({}, row_tables.SPARSE_FROM - 1, "dense"), ({}, row_tables.SPARSE_FROM, "sparse"),
-    ({"reference": True}, 10**7, "dense"), ({"reference": True, "optimizer__item_table": "auto"}, 10**7, "dense"),
-    ({"method": "catalogue", "loss__name": "full_softmax"}, 10**7, "dense"),
-    ({"optimizer__item_table": "sparse"}, 10, "sparse"), ({"optimizer__item_table": "dense"}, 10**7, "dense"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "others, num_items, form",
+    [
+        ({}, row_tables.SPARSE_FROM - 1, "dense"),
+        ({}, row_tables.SPARSE_FROM, "sparse"),
+        ({"reference": True}, 10**7, "dense"),
+        ({"reference": True, "optimizer__item_table": "auto"}, 10**7, "dense"),
+        ({"method": "catalogue", "loss__name": "full_softmax"}, 10**7, "dense"),
+        ({"optimizer__item_table": "sparse"}, 10, "sparse"),
+        ({"optimizer__item_table": "dense"}, 10**7, "dense"),
+    ],
+)
 def test_auto_is_dense_for_a_small_catalogue(cache, others, num_items, form):
-    settled = plan_lib.with_item_table(config_lib.resolve(small(cache, **{"optimizer__item_table": None} | others)),
-                                   num_items)  # fmt: skip
+    settled = plan_lib.with_item_table(
+        config_lib.resolve(small(cache, **{"optimizer__item_table": None} | others)), num_items
+    )
     assert settled.optimizer.item_table == form
     assert plan_lib.item_table_form(settled, num_items) == form
 
@@ -264,11 +300,14 @@ def test_the_record_tells_the_form(cache, tmp_path):
     assert json.loads((tmp_path / "config.json").read_text())["config"]["optimizer.item_table"] == "dense"
 
 
-@pytest.mark.parametrize("others, words", [
-    ({"reference": True}, "item_table=sparse can not go with config.reference=True"),
-    ({"method": "catalogue", "loss__name": "full_softmax"}, "item_table=sparse can not go with method catalogue"),
-    ({"optimizer__item_table": "lazy"}, "auto, dense, sparse"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "others, words",
+    [
+        ({"reference": True}, "item_table=sparse can not go with config.reference=True"),
+        ({"method": "catalogue", "loss__name": "full_softmax"}, "item_table=sparse can not go with method catalogue"),
+        ({"optimizer__item_table": "lazy"}, "auto, dense, sparse"),
+    ],
+)
 def test_what_it_can_not_go_with_is_refused(cache, others, words):
     with pytest.raises(InputError, match=words) as refused:
         config_lib.resolve(small(cache, **others))

@@ -60,7 +60,7 @@ def test_all_files_are_there_and_the_page_stands_alone(written):
     assert all((written / name).read_bytes()[:4] == b"\x89PNG" for name in pictures)
     assert {path.name for path in written.iterdir()} == pictures | {"report.md", "report.html", "report.csv"}
     page = (written / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == len(pictures) and "src=\"http" not in page
+    assert page.count("data:image/png;base64,") == len(pictures) and 'src="http' not in page
     links = re.findall(r"!\[.*?\]\((.*?)\)", (written / "report.md").read_text())
     assert set(links) == pictures
 
@@ -101,9 +101,22 @@ def test_resampled_means_are_those_of_the_results():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(analysis.statistics, "resample_users", once)
         over_users, sums = analysis.resample_cases(cases, np.random.default_rng(0))
-    rows = [results.evaluation_rows(above, tied, cases.cohort, cases.item < 0, made_runs.exposure(5), made_runs.COUNTS,
-                                    ks=(10,), epoch=1, step=1, seed=0, split="test")
-            for above, tied in zip(cases.num_above, cases.num_tied, strict=True)]  # fmt: skip
+    rows = [
+        results.evaluation_rows(
+            above,
+            tied,
+            cases.cohort,
+            cases.item < 0,
+            made_runs.exposure(5),
+            made_runs.COUNTS,
+            ks=(10,),
+            epoch=1,
+            step=1,
+            seed=0,
+            split="test",
+        )
+        for above, tied in zip(cases.num_above, cases.num_tied, strict=True)
+    ]
     assert over_users["hr@10"][0] == pytest.approx(np.mean([row[0]["hr@10"] for row in rows]))
     assert over_users["tail_ndcg@10"][0] == pytest.approx(np.mean([row[3]["ndcg@10"] for row in rows]))
     assert over_users["balance"][0] == pytest.approx(np.mean([row[0]["balance"] for row in rows]))
@@ -187,16 +200,28 @@ def test_the_recommendation_has_numbers(study, written):
 
 def test_a_single_old_run_leaves_parts_out(tmp_path):
     """One seed, results.csv and baselines.csv only, without the columns that older versions lacked."""
-    folder = made_runs.write_run(tmp_path / "run", "toy", "uniform", num_seeds=1,
-                                 leave_out=("config.json", "metrics.jsonl", "cases.npz", "items.npz"))
+    folder = made_runs.write_run(
+        tmp_path / "run",
+        "toy",
+        "uniform",
+        num_seeds=1,
+        leave_out=("config.json", "metrics.jsonl", "cases.npz", "items.npz"),
+    )
     for name in ("results.csv", "baselines.csv"):
         rows = results.read_results(folder / name).drop(columns=["popular_share@10"])
         files.write_csv(folder / name, rows.to_dict("records"))
     report.write([tmp_path])
     text = (tmp_path / "report.md").read_text()
-    for words in ("a test needs two methods", "no run has cases.npz", "no metrics.jsonl", "no run has items.npz",
-                  "no method was run with several values of OSF", "the paper (arXiv 2410.17276) has no such data set",
-                  "Few repeats".lower(), "None of the 1 seeds failed or collapsed"):
+    for words in (
+        "a test needs two methods",
+        "no run has cases.npz",
+        "no metrics.jsonl",
+        "no run has items.npz",
+        "no method was run with several values of OSF",
+        "the paper (arXiv 2410.17276) has no such data set",
+        "Few repeats".lower(),
+        "None of the 1 seeds failed or collapsed",
+    ):
         assert words in text, words
     assert {path.name for path in tmp_path.glob("*.png")} == {"pareto_toy.png", "cohorts_toy.png"}
     assert "nan" not in text
@@ -236,22 +261,27 @@ def test_runs_of_the_same_settings_and_other_seeds_are_pooled(tmp_path):
     assert len(found) == 5 and [path.name for path in unfinished] == ["unfinished"]
     plain, filtered = runs.studies(found)
     assert {variant.label: len(variant.rows) for variant in plain.variants} == {
-        "uniform (learning_rate=0.001)": 7, "uniform (learning_rate=0.1)": 2}
+        "uniform (learning_rate=0.001)": 7,
+        "uniform (learning_rate=0.1)": 2,
+    }
     assert plain.notes == (f"`{tmp_path / 'c'}` repeats the seeds of another run and is left out.",)
     assert filtered.name == "toy (data of-toy, eval.filter_seen)"
     pooled = runs.read_cases(plain.variants[0])
     assert pooled.num_above.shape == (7, len(pooled.user))
 
 
-@pytest.mark.parametrize(("name", "content", "words"), [
-    ("results.csv", b"", "results.csv: is not a table as a run writes it"),
-    ("results.csv", b"a,b\n1,2\n", "no column dataset, method"),
-    ("config.json", b"{", "config.json: is not the config of a run"),
-    ("config.json", b"[]", "config.json: is not the config of a run"),
-    ("metrics.jsonl", b"{}\n", "metrics.jsonl: is not the metrics of a run"),
-    ("cases.npz", b"PK", "cases.npz: is not a file of a run's arrays"),
-    ("items.npz", b"", "items.npz: is not a file of a run's arrays"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("results.csv", b"", "results.csv: is not a table as a run writes it"),
+        ("results.csv", b"a,b\n1,2\n", "no column dataset, method"),
+        ("config.json", b"{", "config.json: is not the config of a run"),
+        ("config.json", b"[]", "config.json: is not the config of a run"),
+        ("metrics.jsonl", b"{}\n", "metrics.jsonl: is not the metrics of a run"),
+        ("cases.npz", b"PK", "cases.npz: is not a file of a run's arrays"),
+        ("items.npz", b"", "items.npz: is not a file of a run's arrays"),
+    ],
+)
 def test_broken_files_are_named(tmp_path, capsys, name, content, words):
     folder = made_runs.write_run(tmp_path / "run", "toy", "uniform", num_seeds=2)
     (folder / name).write_bytes(content)
@@ -267,8 +297,12 @@ def test_folders_that_are_not_there_or_hold_nothing(tmp_path, capsys):
 
 
 def test_markdown_and_page_say_the_same():
-    blocks = [document.Heading(2, "A"), document.Text("`x` is **1** & <b>"), document.Bullets(["one", "two"]),
-              document.Table(["method", "n"], [["`a|b`", "1"]], folded="more")]  # fmt: skip
+    blocks = [
+        document.Heading(2, "A"),
+        document.Text("`x` is **1** & <b>"),
+        document.Bullets(["one", "two"]),
+        document.Table(["method", "n"], [["`a|b`", "1"]], folded="more"),
+    ]
     text, page = document.markdown(blocks), document.webpage("T", blocks, made_runs.pathlib.Path("."))
     assert "## A\n\n`x` is **1** & <b>\n\n- one\n- two\n\n<details><summary>more" in text and "a\\|b" in text
     assert "<h2>A</h2>" in page and "<code>x</code> is <strong>1</strong> &amp; &lt;b&gt;" in page

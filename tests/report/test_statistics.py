@@ -101,8 +101,10 @@ def test_tests_agree_with_their_formulas():
     assert statistics.welch_of_moments(*moments) == pytest.approx(statistics.welch(A, B))
     # Mann-Whitney, exactly: how many of all splits of the 11 ranks are as extreme as this one.
     pooled, wins = np.concatenate([A, B]), (A[:, None] > B).sum()
-    splits = [sum(pooled[i] > pooled[j] for i in chosen for j in set(range(11)) - set(chosen))
-              for chosen in itertools.combinations(range(11), 6)]  # fmt: skip
+    splits = [
+        sum(pooled[i] > pooled[j] for i in chosen for j in set(range(11)) - set(chosen))
+        for chosen in itertools.combinations(range(11), 6)
+    ]
     exact = 2 * np.mean(np.array(splits) >= wins)
     assert statistics.mann_whitney(A, B) == pytest.approx(exact)
     assert statistics.cliffs_delta(A, B) == pytest.approx((wins - (A[:, None] < B).sum()) / 30)

@@ -23,11 +23,24 @@ from jaxneg.run import config as config_lib
 from jaxneg.run.capacity import fitting_plan
 
 SMALL = {
-    "dataset": "small", "batch_size": 32, "num_epochs": 30, "eval_every": 12, "learning_rate": 1e-2, "eval.ks": (5, 10),
-    "model.width": 8, "model.num_blocks": 1, "model.max_len": 10, "data.format": "synthetic",
-    "data.synthetic.num_rows": 3000, "data.synthetic.num_users": 150, "data.synthetic.num_items": 80,
-    "sampler.num_in_batch": 4, "sampler.num_uniform": 4, "sampler.num_popularity": 4, "sampler.num_kept": 2,
-}  # fmt: skip
+    "dataset": "small",
+    "batch_size": 32,
+    "num_epochs": 30,
+    "eval_every": 12,
+    "learning_rate": 1e-2,
+    "eval.ks": (5, 10),
+    "model.width": 8,
+    "model.num_blocks": 1,
+    "model.max_len": 10,
+    "data.format": "synthetic",
+    "data.synthetic.num_rows": 3000,
+    "data.synthetic.num_users": 150,
+    "data.synthetic.num_items": 80,
+    "sampler.num_in_batch": 4,
+    "sampler.num_uniform": 4,
+    "sampler.num_popularity": 4,
+    "sampler.num_kept": 2,
+}
 
 
 def small(cache, method="uniform", **others):
@@ -66,16 +79,24 @@ def test_results_are_the_best_epochs_rows(finished):
     results, rows = pd.read_csv(finished / "results.csv"), rows_of(finished)
     assert results["seed"].tolist() == [0, 1] and results["status"].tolist() == ["ok", "ok"]
     for _, result in results.iterrows():
-        valid = {row["epoch"]: row["hr@10"] for row in rows
-                 if (row["seed"], row["split"], row["cohort"]) == (result["seed"], "valid", "all")}  # fmt: skip
+        valid = {
+            row["epoch"]: row["hr@10"]
+            for row in rows
+            if (row["seed"], row["split"], row["cohort"]) == (result["seed"], "valid", "all")
+        }
         assert result["best_epoch"] == max(valid, key=lambda epoch: (valid[epoch], -epoch))
         assert result["valid_hr@10"] == max(valid.values())
-        test = [row for row in rows if (row["seed"], row["split"], row["epoch"]) ==
-                (result["seed"], "test", result["best_epoch"])]  # fmt: skip
+        test = [
+            row
+            for row in rows
+            if (row["seed"], row["split"], row["epoch"]) == (result["seed"], "test", result["best_epoch"])
+        ]
         assert {row["cohort"]: row["ndcg@10"] for row in test} == {
-            "all": result["ndcg@10"], "head": result["head_ndcg@10"], "mid": result["mid_ndcg@10"],
+            "all": result["ndcg@10"],
+            "head": result["head_ndcg@10"],
+            "mid": result["mid_ndcg@10"],
             "tail": result["tail_ndcg@10"],
-        }  # fmt: skip
+        }
 
 
 def test_case_ranks_give_the_results(finished):
@@ -180,6 +201,7 @@ def test_the_same_config_twice_gives_the_same_numbers(finished, cache, tmp_path)
 @pytest.mark.parametrize("after_rows", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_killed_run_goes_on_to_the_same_results(finished, cache, tmp_path, monkeypatch, save_often, after_rows):
     """Stopped by an exception in the second evaluation, before or after its rows are written, then run again."""
+
     def die(*_):
         raise MemoryError
 
@@ -200,11 +222,15 @@ def test_a_killed_run_goes_on_to_the_same_results(finished, cache, tmp_path, mon
     assert_same_run(tmp_path, finished)
 
 
-@pytest.mark.parametrize("when, number", [
-    ("training", signal.SIGINT), ("evaluating", signal.SIGTERM),
-    pytest.param("training", signal.SIGTERM, marks=pytest.mark.slow),
-    pytest.param("evaluating", signal.SIGINT, marks=pytest.mark.slow),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "when, number",
+    [
+        ("training", signal.SIGINT),
+        ("evaluating", signal.SIGTERM),
+        pytest.param("training", signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param("evaluating", signal.SIGINT, marks=pytest.mark.slow),
+    ],
+)
 def test_a_signal_saves_and_stops(finished, cache, tmp_path, monkeypatch, number, when):
     """The first signal is acted on at the next look at it; the run then goes on where it was."""
     config = small(cache, num_seeds=2, steps_per_dispatch=3)
@@ -214,8 +240,13 @@ def test_a_signal_saves_and_stops(finished, cache, tmp_path, monkeypatch, number
             stop_evaluation(patched, 2, lambda: os.kill(os.getpid(), number))
         else:
             words = loop.loss_in_words
-            stop_evaluation(patched, 1, lambda: patched.setattr(loop, "loss_in_words", lambda *arguments: (
-                os.kill(os.getpid(), number), words(*arguments))[1]))  # fmt: skip
+            stop_evaluation(
+                patched,
+                1,
+                lambda: patched.setattr(
+                    loop, "loss_in_words", lambda *arguments: (os.kill(os.getpid(), number), words(*arguments))[1]
+                ),
+            )
         with pytest.raises(signals.Stopped, match=f"stopped by {number.name} after step .* is saved") as stopped:
             experiment.run(config, tmp_path)
     assert stopped.value.code == 128 + number
@@ -396,11 +427,21 @@ def test_the_release_form_runs(cache, tmp_path, method):
     assert pd.read_csv(tmp_path / "results.csv")["status"].tolist() == ["ok"]
 
 
-@pytest.mark.parametrize("method, others", [
-    ("dns", {"loss__name": "bpr", "sampler__dns_form": "random_one", "sampler__pool": "mixed",
-             "sampler__mixture": ("uniform", "popularity", "in_batch")}),
-    ("catalogue", {"loss__name": "full_softmax", "loss__chunk": 32}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "method, others",
+    [
+        (
+            "dns",
+            {
+                "loss__name": "bpr",
+                "sampler__dns_form": "random_one",
+                "sampler__pool": "mixed",
+                "sampler__mixture": ("uniform", "popularity", "in_batch"),
+            },
+        ),
+        ("catalogue", {"loss__name": "full_softmax", "loss__chunk": 32}),
+    ],
+)
 def test_other_samplers_and_losses_run_by_config_and_are_named(cache, tmp_path, method, others):
     experiment.run(small(cache, method, num_epochs=16, eval__opauc_betas=(0.1, 1), **others), tmp_path)
     row = pd.read_csv(tmp_path / "results.csv").loc[0]
@@ -420,14 +461,24 @@ def test_seen_items_filtered_and_rolling_histories(cache, finished, tmp_path):
     assert other["num_above"].mean() < plain["num_above"].mean()  # fewer items compete
 
 
-@pytest.mark.parametrize("others, words", [
-    ({"sampler__num_uniform": 81}, "at most the number of items"),
-    ({"data__format": "auto"}, "config.data.path is empty"),
-    ({"num_epochs": 10**6, "batch_size": 1, "data__synthetic__num_users": 2990, "data__synthetic__num_rows": 9000},
-     "config.num_epochs=1000000 is too many: "),
-    ({"data__format": "auto", "data__path": "nowhere.csv"}, "nowhere.csv"),
-    ({"method": "nonsense"}, "nonsense"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "others, words",
+    [
+        ({"sampler__num_uniform": 81}, "at most the number of items"),
+        ({"data__format": "auto"}, "config.data.path is empty"),
+        (
+            {
+                "num_epochs": 10**6,
+                "batch_size": 1,
+                "data__synthetic__num_users": 2990,
+                "data__synthetic__num_rows": 9000,
+            },
+            "config.num_epochs=1000000 is too many: ",
+        ),
+        ({"data__format": "auto", "data__path": "nowhere.csv"}, "nowhere.csv"),
+        ({"method": "nonsense"}, "nonsense"),
+    ],
+)
 def test_bad_input_is_named_and_leaves_nothing(cache, tmp_path, others, words):
     with pytest.raises(InputError, match=words) as refused:
         experiment.run(small(cache, **others), tmp_path / "run")
@@ -447,6 +498,7 @@ def test_splits_are_padded_to_one_shape_and_the_padding_counts_for_nothing(cache
     table = ranking.baseline_table(np.asarray(prepared.item_counts))
     chunks = ranking.Chunks(64, 1024)
     for name, cases in alone.items():
+
         def rank(cases):
             hidden = jnp.ones((len(cases.history_start), 1))
             return rank_hidden(hidden, table, plan.dataset.items, cases, (1, 10), chunks, 0)

@@ -21,12 +21,27 @@ from jaxneg.run import experiment, tune, tuned
 REPOSITORY = pathlib.Path(__file__).parents[2]
 launcher = types.SimpleNamespace(**runpy.run_path(str(REPOSITORY / "launch/tune.py")))
 SMALL = {
-    "dataset": "small", "batch_size": 32, "num_epochs": 12, "eval_every": 6, "model.width": 8, "model.num_blocks": 1,
-    "model.max_len": 10, "data.format": "synthetic", "data.synthetic.num_rows": 3000, "data.synthetic.num_users": 150,
-    "data.synthetic.num_items": 80, "sampler.num_uniform": 4,
-}  # fmt: skip
-TRIED = tune.CHOICES | {"batch_size": (32, 64), "sampler.num_uniform": (4, 8), "sampler.num_in_batch": (4,),
-                        "sampler.num_kept": (2, 10), "learning_rate": (1e-3, 1e-2), "model.dropout": (0.2, 0.5)}
+    "dataset": "small",
+    "batch_size": 32,
+    "num_epochs": 12,
+    "eval_every": 6,
+    "model.width": 8,
+    "model.num_blocks": 1,
+    "model.max_len": 10,
+    "data.format": "synthetic",
+    "data.synthetic.num_rows": 3000,
+    "data.synthetic.num_users": 150,
+    "data.synthetic.num_items": 80,
+    "sampler.num_uniform": 4,
+}
+TRIED = tune.CHOICES | {
+    "batch_size": (32, 64),
+    "sampler.num_uniform": (4, 8),
+    "sampler.num_in_batch": (4,),
+    "sampler.num_kept": (2, 10),
+    "learning_rate": (1e-3, 1e-2),
+    "model.dropout": (0.2, 0.5),
+}
 
 
 @pytest.fixture(scope="module")
@@ -89,11 +104,14 @@ def test_a_search_finds_the_best_and_goes_on_where_it_stopped(cache, tmp_path, s
     assert "60 of 60 trials, best validation HR@10" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("others", "tried", "words"), [
-    ({"num_epochs": 13}, {}, "num_epochs was 12 and is 13"),
-    ({}, {"batch_size": (16,)}, "values of batch_size was [32, 64] and is [16]"),
-    ({"data__synthetic__seed": 1}, {}, "data fingerprint was"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("others", "tried", "words"),
+    [
+        ({"num_epochs": 13}, {}, "num_epochs was 12 and is 13"),
+        ({}, {"batch_size": (16,)}, "values of batch_size was [32, 64] and is [16]"),
+        ({"data__synthetic__seed": 1}, {}, "data fingerprint was"),
+    ],
+)
 def test_another_search_in_the_same_folder_is_refused(cache, tmp_path, score, others, tried, words):
     tune.search(small(cache), tmp_path, 1, TRIED)
     with pytest.raises(InputError, match="holds another search") as refused:
@@ -111,7 +129,10 @@ def test_what_cannot_be_drawn_is_not_tried(cache, tmp_path, score):
         tune.search_space(small(cache, "adaptive", sampler__num_kept=2), 80, TRIED | {"sampler.num_kept": (50,)})
     tune.search(small(cache, "adaptive_mixed", sampler__num_in_batch=4, sampler__num_kept=2), tmp_path, 20, TRIED)
     assert {(shape["sampler.num_uniform"], shape["sampler.num_kept"]) for shape in score.calls} <= {
-        (4, 2), (8, 2), (8, 10)}  # never 10 of 8
+        (4, 2),
+        (8, 2),
+        (8, 10),
+    }  # never 10 of 8
 
 
 def test_configs_take_the_tuned_settings(tmp_path):
@@ -119,8 +140,13 @@ def test_configs_take_the_tuned_settings(tmp_path):
     source = tmp_path / "configs/beauty.py"
     path = tuned.tuned_file(source, "beauty")
     assert path == tmp_path / "configs/tuned/beauty.json"
-    settings = {"batch_size": 256, "learning_rate": 1e-2, "model.dropout": 0.5, "osf": math.inf,
-                "sampler.num_uniform": 7}
+    settings = {
+        "batch_size": 256,
+        "learning_rate": 1e-2,
+        "model.dropout": 0.5,
+        "osf": math.inf,
+        "sampler.num_uniform": 7,
+    }
     tune.write_tuned(path, "beauty", "uniform", {"settings": settings, "valid_hr@10": 0.1})
     tune.write_tuned(path, "beauty", "mixed", {"settings": {"batch_size": 64}, "valid_hr@10": 0.1})
     tune.write_tuned(path, "beauty", "mixed", {"settings": {"batch_size": 32}, "valid_hr@10": 0.2})
@@ -145,11 +171,20 @@ def test_configs_take_the_tuned_settings(tmp_path):
 
 def test_the_command_writes_the_file_that_the_config_reads(cache, tmp_path, score, capsys):
     shutil.copytree(REPOSITORY / "configs", tmp_path / "configs", ignore=shutil.ignore_patterns("tuned"))
-    flags = [f"--config.{name}={value}" for name, value in SMALL.items()
-             if name not in ("batch_size", "sampler.num_uniform")]  # fmt: skip
-    command = ["tune.py", f"--config={tmp_path}/configs/quickstart.py", "--methods=uniform,mixed", "--trials=2",
-               f"--workdir={tmp_path}/work", f"--config.data.cache_dir={cache}", *flags, "--try.batch_size=64",
-               "--try.learning_rate=1e-3,1e-2"]
+    flags = [
+        f"--config.{name}={value}" for name, value in SMALL.items() if name not in ("batch_size", "sampler.num_uniform")
+    ]
+    command = [
+        "tune.py",
+        f"--config={tmp_path}/configs/quickstart.py",
+        "--methods=uniform,mixed",
+        "--trials=2",
+        f"--workdir={tmp_path}/work",
+        f"--config.data.cache_dir={cache}",
+        *flags,
+        "--try.batch_size=64",
+        "--try.learning_rate=1e-3,1e-2",
+    ]
     assert launcher.main(command) == 0
     written = json.loads((tmp_path / "configs/tuned/quickstart.json").read_text())["methods"]
     assert set(written) == {"uniform", "mixed"} and written["mixed"]["settings"]["batch_size"] == 64
@@ -163,20 +198,23 @@ def test_the_command_writes_the_file_that_the_config_reads(cache, tmp_path, scor
 QUICK = f"--config={REPOSITORY}/configs/quickstart.py"
 
 
-@pytest.mark.parametrize(("args", "says"), [
-    ([], "--config is needed"),
-    ([QUICK], "--workdir is needed"),
-    ([QUICK, "--workdir=x", "--trials=0"], "--trials=0 is not allowed"),
-    ([QUICK, "--workdir=x", "--trials"], "expected one argument"),
-    ([QUICK, "--workdir=x", "--methods=mixd"], "did you mean 'mixed'"),
-    ([QUICK + ":mixed", "--workdir=x"], "name the methods with --methods"),
-    ([QUICK, "--workdir=x", "--config.batch_size=64"], "--try.batch_size=VALUE fixes it"),
-    ([QUICK, "--workdir=x", "--try.batch_size=64,none"], "'none' is not a whole number, 1 or more"),
-    ([QUICK, "--workdir=x", "--try.batch_size=0"], "'0' is not a whole number, 1 or more"),
-    ([QUICK, "--workdir=x", "--try.model.width=8"], "model.width is not searched"),
-    ([QUICK, "--workdir=x", "--try.nonsense=8"], "no field 'nonsense'"),
-    ([QUICK, "--workdir=x", "again"], "unexpected argument 'again'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ([], "--config is needed"),
+        ([QUICK], "--workdir is needed"),
+        ([QUICK, "--workdir=x", "--trials=0"], "--trials=0 is not allowed"),
+        ([QUICK, "--workdir=x", "--trials"], "expected one argument"),
+        ([QUICK, "--workdir=x", "--methods=mixd"], "did you mean 'mixed'"),
+        ([QUICK + ":mixed", "--workdir=x"], "name the methods with --methods"),
+        ([QUICK, "--workdir=x", "--config.batch_size=64"], "--try.batch_size=VALUE fixes it"),
+        ([QUICK, "--workdir=x", "--try.batch_size=64,none"], "'none' is not a whole number, 1 or more"),
+        ([QUICK, "--workdir=x", "--try.batch_size=0"], "'0' is not a whole number, 1 or more"),
+        ([QUICK, "--workdir=x", "--try.model.width=8"], "model.width is not searched"),
+        ([QUICK, "--workdir=x", "--try.nonsense=8"], "no field 'nonsense'"),
+        ([QUICK, "--workdir=x", "again"], "unexpected argument 'again'"),
+    ],
+)
 def test_bad_flags_are_one_line(args, says, capsys):
     assert launcher.main(["tune.py", *args]) == 2
     error = capsys.readouterr().err
@@ -188,5 +226,6 @@ def test_without_optuna(monkeypatch, capsys):
     monkeypatch.delattr(jaxneg.run, "tune")
     monkeypatch.setitem(sys.modules, "optuna", None)
     assert launcher.main(["tune.py", QUICK, "--workdir=x"]) == 2
-    assert capsys.readouterr().err == ("jaxneg: launch/tune.py needs optuna, which is not installed: "
-                                       "pip install -e '.[tune]'\n")
+    assert capsys.readouterr().err == (
+        "jaxneg: launch/tune.py needs optuna, which is not installed: pip install -e '.[tune]'\n"
+    )

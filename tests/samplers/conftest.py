@@ -45,6 +45,6 @@ def world() -> World:
     targets = np.zeros((len(histories), length), np.int32)
     for row, items in zip(targets, histories, strict=True):
         drawn = items[:length] if len(items) != 3 else np.append(items, items[0])  # one repeat
-        row[length - len(drawn):] = drawn
+        row[length - len(drawn) :] = drawn
     target_counts = np.bincount(targets.ravel(), minlength=num_items + 1) + counts
     return World(num_items, counts, target_counts, histories, targets, batch_of(histories, targets, num_items))

@@ -16,11 +16,20 @@ from jaxneg.types import Candidates, Negatives
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 SETTINGS = samplers.Settings(num_in_batch=5, num_uniform=6, num_popularity=7, num_kept=3)
-SAMPLES = {"uniform": 6, "popularity": 7, "inverse_popularity": 7, "popularity_cohort": 7, "in_batch": 5, "mixed": 11,
-           "adaptive": 6, "adaptive_mixed": 11, "dns": 6, "softmax_hard": 6}
+SAMPLES = {
+    "uniform": 6,
+    "popularity": 7,
+    "inverse_popularity": 7,
+    "popularity_cohort": 7,
+    "in_batch": 5,
+    "mixed": 11,
+    "adaptive": 6,
+    "adaptive_mixed": 11,
+    "dns": 6,
+    "softmax_hard": 6,
+}
 SCOPED = ("uniform", "popularity", "in_batch")  # the others are made of these, or have one scope
-CASES = [(method, scope) for method in SAMPLES for scope in samplers.SCOPES
-         if scope == "sequence" or method in SCOPED]
+CASES = [(method, scope) for method in SAMPLES for scope in samplers.SCOPES if scope == "sequence" or method in SCOPED]
 
 
 def test_every_method_is_under_contract():
@@ -127,13 +136,13 @@ def test_eager_equals_jitted(world):
 
 def test_unread_log_q_costs_nothing(world):
     """The programs of all proposals together: no logarithm is left in them unless log q is read."""
-    proposals = [samplers.make(name, world.num_items, SETTINGS).proposal
-                 for name in ("popularity", "mixed")]
+    proposals = [samplers.make(name, world.num_items, SETTINGS).proposal for name in ("popularity", "mixed")]
     tables = [proposal.init(world.item_counts) for proposal in proposals]
 
     def program(read):
         def run(key, tables, batch):
             return [read(p.sample(key, t, batch)) for p, t in zip(proposals, tables, strict=True)]
+
         return jit(run).lower(KEY, tables, world.batch)
 
     assert "log(" not in program(lambda candidates: (candidates.item_ids, candidates.mask)).compile().as_text()
@@ -157,27 +166,30 @@ def test_selector_keeps_what_it_should(drawn, world):
         assert (valid[place].sum() == 0) or chosen[2][place].any()
 
 
-@pytest.mark.parametrize("method, settings, message", [
-    ("dns2", {}, "method is 'dns2'; allowed: uniform, popularity"),
-    ("uniform", {"num_uniform": 0}, "sampler.num_uniform is 0; allowed: 1 or more"),
-    ("in_batch", {"num_in_batch": -1}, "sampler.num_in_batch is -1; allowed: 1 or more"),
-    ("uniform", {"num_uniform": 25}, "sampler.num_uniform is 25; allowed: at most the number of items, 24"),
-    ("mixed", {"num_in_batch": 13, "num_uniform": 12}, "is 25; allowed: at most the number of items, 24"),
-    ("adaptive", {"num_kept": 7}, "sampler.num_kept is 7; allowed: 1 to the pool's size"),
-    ("adaptive", {"num_kept": 0}, "sampler.num_kept is 0; allowed: 1 or more"),
-    ("adaptive", {"pool": "mixture"}, "sampler.pool is 'mixture'; allowed: uniform, in_batch, popularity"),
-    ("dns", {"pool": "mixed", "num_kept": 12}, "num_in_batch + sampler.num_uniform = 11"),
-    ("dns", {"num_kept": 0}, "sampler.num_kept is 0; allowed: 1 or more"),
-    ("dns", {"dns_form": "all"}, "sampler.dns_form is 'all'; allowed: average, random_one"),
-    ("softmax_hard", {"num_kept": 7}, "sampler.num_kept is 7; allowed: 1 to the pool's size"),
-    ("softmax_hard", {"rho": -1.0}, "sampler.rho is -1.0; allowed: finite and 0 or more"),
-    ("mixed", {"mixture": ()}, "sampler.mixture is (); allowed: some of uniform"),
-    ("mixed", {"mixture": ("uniform", "uniform")}, "sampler.mixture is ('uniform', 'uniform'); allowed: some of"),
-    ("mixed", {"mixture": ("uniform", "mixed")}, "sampler.mixture is 'mixed'; allowed: uniform, in_batch"),
-    ("mixed", {"scope": "user"}, "sampler.scope is 'user'; allowed: sequence, position, batch"),
-    ("popularity_cohort", {"scope": "user"}, "sampler.scope is 'user'"),
-    ("mixed", {"mixed_exclude": "all"}, "exclude is 'all'; allowed: history, targets"),
-])
+@pytest.mark.parametrize(
+    "method, settings, message",
+    [
+        ("dns2", {}, "method is 'dns2'; allowed: uniform, popularity"),
+        ("uniform", {"num_uniform": 0}, "sampler.num_uniform is 0; allowed: 1 or more"),
+        ("in_batch", {"num_in_batch": -1}, "sampler.num_in_batch is -1; allowed: 1 or more"),
+        ("uniform", {"num_uniform": 25}, "sampler.num_uniform is 25; allowed: at most the number of items, 24"),
+        ("mixed", {"num_in_batch": 13, "num_uniform": 12}, "is 25; allowed: at most the number of items, 24"),
+        ("adaptive", {"num_kept": 7}, "sampler.num_kept is 7; allowed: 1 to the pool's size"),
+        ("adaptive", {"num_kept": 0}, "sampler.num_kept is 0; allowed: 1 or more"),
+        ("adaptive", {"pool": "mixture"}, "sampler.pool is 'mixture'; allowed: uniform, in_batch, popularity"),
+        ("dns", {"pool": "mixed", "num_kept": 12}, "num_in_batch + sampler.num_uniform = 11"),
+        ("dns", {"num_kept": 0}, "sampler.num_kept is 0; allowed: 1 or more"),
+        ("dns", {"dns_form": "all"}, "sampler.dns_form is 'all'; allowed: average, random_one"),
+        ("softmax_hard", {"num_kept": 7}, "sampler.num_kept is 7; allowed: 1 to the pool's size"),
+        ("softmax_hard", {"rho": -1.0}, "sampler.rho is -1.0; allowed: finite and 0 or more"),
+        ("mixed", {"mixture": ()}, "sampler.mixture is (); allowed: some of uniform"),
+        ("mixed", {"mixture": ("uniform", "uniform")}, "sampler.mixture is ('uniform', 'uniform'); allowed: some of"),
+        ("mixed", {"mixture": ("uniform", "mixed")}, "sampler.mixture is 'mixed'; allowed: uniform, in_batch"),
+        ("mixed", {"scope": "user"}, "sampler.scope is 'user'; allowed: sequence, position, batch"),
+        ("popularity_cohort", {"scope": "user"}, "sampler.scope is 'user'"),
+        ("mixed", {"mixed_exclude": "all"}, "exclude is 'all'; allowed: history, targets"),
+    ],
+)
 def test_bad_settings_are_refused_in_one_line(method, settings, message):
     with pytest.raises(samplers.InputError) as raised:
         samplers.make(method, 24, SETTINGS._replace(**settings))
@@ -192,9 +204,17 @@ def test_impossible_frequencies_are_refused(counts):
 
 
 @pytest.mark.parametrize("method", ["adaptive", "dns", "softmax_hard"])
-@pytest.mark.parametrize("pool, count, tables", [
-    ("uniform", 6, "tuple"), ("in_batch", 5, "InBatchTables"), ("popularity", 7, "WeightedTables"),
-    ("inverse_popularity", 7, "WeightedTables"), ("popularity_cohort", 7, "CohortTables"), ("mixed", 11, "tuple")])
+@pytest.mark.parametrize(
+    "pool, count, tables",
+    [
+        ("uniform", 6, "tuple"),
+        ("in_batch", 5, "InBatchTables"),
+        ("popularity", 7, "WeightedTables"),
+        ("inverse_popularity", 7, "WeightedTables"),
+        ("popularity_cohort", 7, "CohortTables"),
+        ("mixed", 11, "tuple"),
+    ],
+)
 def test_what_chooses_takes_the_pool_it_is_told(method, pool, count, tables, world):
     made = samplers.make(method, world.num_items, SETTINGS._replace(pool=pool))
     assert (made.num_candidates, made.num_kept) == (count, 3)

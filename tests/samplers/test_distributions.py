@@ -65,8 +65,15 @@ IID = {
 }
 
 
-@pytest.mark.parametrize("name, scope", [(name, scope) for name in IID for scope in samplers.SCOPES
-                                         if scope == "sequence" or name in ("uniform-targets", "popularity")])
+@pytest.mark.parametrize(
+    "name, scope",
+    [
+        (name, scope)
+        for name in IID
+        for scope in samplers.SCOPES
+        if scope == "sequence" or name in ("uniform-targets", "popularity")
+    ],
+)
 def test_independent_proposals(name, scope, world):
     build, options, weights_of, excluded = IID[name]
     proposal = build(world.num_items, N, scope=scope, **options)
@@ -84,8 +91,7 @@ def test_independent_proposals(name, scope, world):
         assert_same_rate(first[keep] == second[keep], (right**2).sum())
     if scope == "sequence":
         assert mask.all()
-        assert_same_rate(item_ids[:, 0, 0, 0] == item_ids[:, 1, 0, 0],
-                         (told[0] * told[1]).sum())
+        assert_same_rate(item_ids[:, 0, 0, 0] == item_ids[:, 1, 0, 0], (told[0] * told[1]).sum())
 
 
 def assert_same_rate(events, probability):
@@ -210,8 +216,9 @@ def random_batches(num_items, num_batches, rows=24, length=4, seed=1):
     rng = np.random.default_rng(seed)
     num_users = 40
     weights = 1 / np.arange(1, num_items + 1)
-    users = np.stack([rng.choice(num_items, length, replace=False, p=weights / weights.sum()) + 1
-                      for _ in range(num_users)]).astype(np.int32)
+    users = np.stack(
+        [rng.choice(num_items, length, replace=False, p=weights / weights.sum()) + 1 for _ in range(num_users)]
+    ).astype(np.int32)
     users[::3, :2] = 0
     picked = rng.integers(num_users, size=(num_batches, rows))
     picked[:, 0] = 5
@@ -232,7 +239,8 @@ def test_log_q_over_random_batches(kind, scope):
     proposal = samplers.in_batch(num_items, 10, scope=scope)
     if kind == "mixture":
         proposal = samplers.concatenate(
-            proposal, samplers.uniform(num_items, 4, scope=scope), samplers.weighted(num_items, 6, scope=scope))
+            proposal, samplers.uniform(num_items, 4, scope=scope), samplers.weighted(num_items, 6, scope=scope)
+        )
     tables = proposal.init(1 + np.arange(num_items + 1)[::-1], counts)
     keys = jax.random.split(jax.random.key(0), num_batches)
     drawn = jit(jax.vmap(proposal.sample, (0, None, 0)))(keys, tables, batch)
@@ -279,8 +287,9 @@ def test_mixture_log_q(parts, world):
     v = world.num_items
     proposal = {
         "two": lambda: samplers.concatenate(samplers.weighted(v, 12), samplers.uniform(v, 4, exclude="targets")),
-        "three": lambda: samplers.concatenate(samplers.cohort(v, 5), samplers.uniform(v, 2, scope="position"),
-                                              samplers.weighted(v, 6)),
+        "three": lambda: samplers.concatenate(
+            samplers.cohort(v, 5), samplers.uniform(v, 2, scope="position"), samplers.weighted(v, 6)
+        ),
     }[parts]()
     tables = proposal.init(world.item_counts)
     item_ids, mask = draw_many(proposal, tables, world.batch, 1000)

@@ -111,6 +111,10 @@ def test_hashed_bits_look_random():
             distance = np.unpackbits((streams[one] ^ streams[other]).view(np.uint8)).reshape(size, 32).sum(axis=1)
             expected = stats.binom.pmf(np.arange(33), 32, 0.5) * size
             kept = expected > 5
-            assert stats.chisquare(np.bincount(distance, minlength=33)[kept],
-                                   expected[kept] * np.isin(distance, np.flatnonzero(kept)).sum() / expected[kept].sum()
-                                   ).pvalue > 1e-4
+            assert (
+                stats.chisquare(
+                    np.bincount(distance, minlength=33)[kept],
+                    expected[kept] * np.isin(distance, np.flatnonzero(kept)).sum() / expected[kept].sum(),
+                ).pvalue
+                > 1e-4
+            )

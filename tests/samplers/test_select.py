@@ -184,7 +184,8 @@ def test_no_gradient_goes_through_the_choice(selector):
         return jnp.sum(kept.scores), kept
 
     (_, kept), (of_scores, of_positives) = jax.value_and_grad(total, (0, 1), has_aux=True)(
-        negatives.scores, positives())
+        negatives.scores, positives()
+    )
     assert np.isnan(kept.log_q).all() and kept.log_q.shape == (1, 1, kept.scores.shape[2])
     assert not np.any(of_positives)
     ids = np.broadcast_to(negatives.item_ids, negatives.scores.shape)
@@ -201,8 +202,10 @@ def test_expected_losses_are_those_of_the_theory():
     average = losses.bpr(positive, select.top_k(4)(KEY, negatives))
     np.testing.assert_allclose(average, -np.sort(-pair, axis=2)[..., :4].mean(axis=2), rtol=1e-5)
     keys = jax.random.split(KEY, 4000)
-    for selector, expected in [(select.random_of_top(4), np.asarray(average)),
-                               (select.softmax(4, 0.5), (law * pair).sum(axis=2))]:  # fmt: skip
+    for selector, expected in [
+        (select.random_of_top(4), np.asarray(average)),
+        (select.softmax(4, 0.5), (law * pair).sum(axis=2)),
+    ]:
         drawn = jax.jit(jax.vmap(lambda key, chosen=selector: losses.bpr(positive, chosen(key, negatives, positive))))
         values = np.asarray(drawn(keys))
         error = values.std(axis=0) / np.sqrt(len(keys))

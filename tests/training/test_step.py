@@ -29,6 +29,7 @@ def prepared(tmp_path_factory):
 
 def advance_alone(step):
     """run_steps for one seed, compiled."""
+
     def advance(count, state, tables, dataset):
         states = training_loop.run_steps(step, count, jax.tree.map(lambda x: x[None], state), tables, dataset)
         return jax.tree.map(lambda x: x[0], states)
@@ -44,17 +45,30 @@ def parts(prepared, method="uniform", max_len=6, loss="bce", scope="sequence", *
     model, adam = sasrec.SASRec(1, 1, 8, max_len), adam_lib.adam()
     dataset = data.training_set(prepared)
     step = training.make_step(
-        model=model, method=chosen, loss=losses.make(loss, prepared.num_items), optimizer=adam, batch_size=16,
-        num_items=prepared.num_items, history_size=data.longest_history(dataset), **others,
-    )  # fmt: skip
+        model=model,
+        method=chosen,
+        loss=losses.make(loss, prepared.num_items),
+        optimizer=adam,
+        batch_size=16,
+        num_items=prepared.num_items,
+        history_size=data.longest_history(dataset),
+        **others,
+    )
     init = functools.partial(training.init_state, model=model, num_items=prepared.num_items, optimizer=adam)
     tables = chosen.proposal.init(np.asarray(prepared.item_counts))
     return init, step, tables, jax.tree.map(jnp.asarray, dataset)
 
 
 # Each loss but bce with a method that it suits, so that one test serves all methods and all losses.
-LOSS_WITH = {"popularity": "gbce", "in_batch": "top1_max", "mixed": "sampled_softmax", "adaptive_mixed": "infonce",
-             "dns": "bpr", "softmax_hard": "bpr_max", "catalogue": "full_softmax"}
+LOSS_WITH = {
+    "popularity": "gbce",
+    "in_batch": "top1_max",
+    "mixed": "sampled_softmax",
+    "adaptive_mixed": "infonce",
+    "dns": "bpr",
+    "softmax_hard": "bpr_max",
+    "catalogue": "full_softmax",
+}
 
 
 @pytest.mark.parametrize("method", samplers.METHODS)
@@ -79,8 +93,9 @@ def test_the_split_of_steps_into_dispatches_changes_nothing(prepared):
     for count in (1, 4, 2):
         pieces = advance(count, pieces, tables, dataset)
     for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(pieces), strict=True):
-        assert np.array_equal(*(np.asarray(jax.random.key_data(x) if x.dtype == whole.key.dtype else x)
-                                for x in (one, other)))  # fmt: skip
+        assert np.array_equal(
+            *(np.asarray(jax.random.key_data(x) if x.dtype == whole.key.dtype else x) for x in (one, other))
+        )
 
 
 def test_a_seed_alone_is_its_copy_among_others(prepared):
@@ -91,7 +106,10 @@ def test_a_seed_alone_is_its_copy_among_others(prepared):
         layout = mesh_lib.seed_layout(num_seeds)
         start = mesh_lib.over_seeds(init, layout, (True, True))
         advance = mesh_lib.over_devices(
-            functools.partial(training_loop.run_groups, step, group_size), layout, (False, True, False, False), donate=(1,)
+            functools.partial(training_loop.run_groups, step, group_size),
+            layout,
+            (False, True, False, False),
+            donate=(1,),
         )
         keys = mesh_lib.seed_keys(layout, 5, first)
         states.append(advance(np.int32(20), start(keys, mesh_lib.repeat(layout, HYPER)), tables, dataset))
@@ -104,11 +122,16 @@ def test_a_seed_alone_is_its_copy_among_others(prepared):
 def test_learning_rates_differ_within_one_program(prepared):
     init, step, tables, dataset = parts(prepared)
     layout = mesh_lib.seed_layout(2)
-    hyper = HYPER._replace(learning_rate=np.array([0, 1e-2], np.float32), dropout=np.zeros(2, np.float32),
-                           negative_weight=np.ones(2, np.float32))  # fmt: skip
+    hyper = HYPER._replace(
+        learning_rate=np.array([0, 1e-2], np.float32),
+        dropout=np.zeros(2, np.float32),
+        negative_weight=np.ones(2, np.float32),
+    )
     states = jax.vmap(init)(mesh_lib.seed_keys(layout, 0), hyper)
     before = np.asarray(states.params["item_table"])
-    advance = mesh_lib.over_devices(functools.partial(training_loop.run_steps, step), layout, (False, True, False, False))
+    advance = mesh_lib.over_devices(
+        functools.partial(training_loop.run_steps, step), layout, (False, True, False, False)
+    )
     moved = np.abs(np.asarray(advance(np.int32(3), states, tables, dataset).params["item_table"]) - before)
     assert moved[0].max() == 0 and moved[1].max() > 1e-3
 
@@ -120,8 +143,11 @@ def test_the_learning_rate_halves(prepared, half_life, share):
     state = init(jax.random.key(0), HYPER)
     inputs, borrowed = step.borrow(state, *step.draw(state, dataset), tables)
     found = jax.jit(step.padded)(inputs)
-    first, later = (step.update(state._replace(step=jnp.int32(t)), borrowed, *found).params["item_table"]
-                    - state.params["item_table"] for t in (0, 8))  # fmt: skip
+    first, later = (
+        step.update(state._replace(step=jnp.int32(t)), borrowed, *found).params["item_table"]
+        - state.params["item_table"]
+        for t in (0, 8)
+    )
     assert np.abs(first).max() > 1e-3
     np.testing.assert_allclose(later, share * first, atol=1e-7)
 
@@ -162,12 +188,20 @@ MORE = (("uniform", True), ("in_batch", True), ("adaptive_mixed", False))  # slo
 
 
 # A left-out pad of popularity_cohort would need negatives of its own: the run does not cut such batches.
-@pytest.mark.parametrize("method, count_pads, scope", [
-    *(pytest.param(method, pads, "sequence", marks=pytest.mark.slow if (method, pads) in MORE else ())
-      for method in ("uniform", "in_batch", "adaptive_mixed") for pads in (False, True)),
-    ("popularity_cohort", False, "sequence"), ("catalogue", False, "sequence"), ("softmax_hard", False, "sequence"),
-    ("uniform", True, "batch"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "method, count_pads, scope",
+    [
+        *(
+            pytest.param(method, pads, "sequence", marks=pytest.mark.slow if (method, pads) in MORE else ())
+            for method in ("uniform", "in_batch", "adaptive_mixed")
+            for pads in (False, True)
+        ),
+        ("popularity_cohort", False, "sequence"),
+        ("catalogue", False, "sequence"),
+        ("softmax_hard", False, "sequence"),
+        ("uniform", True, "batch"),
+    ],
+)
 def test_buckets_give_what_the_padded_batch_gives(prepared, method, count_pads, scope):
     settings = {"count_pads": count_pads, "max_len": 40, "buckets": CUT, "scope": scope}
     init, step, tables, dataset = parts(prepared, method, **settings)
@@ -181,9 +215,13 @@ def test_buckets_give_what_the_padded_batch_gives(prepared, method, count_pads, 
         np.testing.assert_allclose(one, other, atol=1e-6)
 
 
-@pytest.mark.parametrize("method, count_pads", [
-    ("softmax_hard", False), pytest.param("adaptive_mixed", True, marks=pytest.mark.slow),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "method, count_pads",
+    [
+        ("softmax_hard", False),
+        pytest.param("adaptive_mixed", True, marks=pytest.mark.slow),
+    ],
+)
 def test_a_gradient_in_turns_is_that_of_the_whole_batch(prepared, method, count_pads):
     """With every bucket cut in two, and padded; dropout and what is chosen at random included."""
     cut = (buckets.Bucket(6, 40), buckets.Bucket(6, 30), buckets.Bucket(4, 25))
