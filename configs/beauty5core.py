@@ -14,11 +14,11 @@ from jaxneg import tuned
 
 
 def get_config(arg: str | None = None):
-    method = config_lib.parse_arg(arg)
-    config = config_lib.base()
+    method, model = config_lib.split_arg(arg)
+    config = config_lib.base(model)
     config.dataset = "beauty5core"
     config.num_epochs = 10
     config.eval_every = 2
     config.osf = 30.0
-    settings = tuned.settings(__file__, config.dataset, method, tuned.BEAUTY[method] | {"learning_rate": 1e-3})
+    settings = tuned.settings(__file__, config.dataset, method, tuned.BEAUTY[method] | {"learning_rate": 1e-3}, model)
     return config_lib.use_method(config, method, settings)

@@ -13,7 +13,7 @@ from jaxneg import tuned
 
 
 def get_config(arg: str | None = None):
-    method = config_lib.parse_arg(arg)
-    config = config_lib.base()
-    settings = tuned.settings(__file__, config.dataset, method, tuned.DEFAULT[method])
+    method, model = config_lib.split_arg(arg)
+    config = config_lib.base(model)
+    settings = tuned.settings(__file__, config.dataset, method, tuned.DEFAULT[method], model)
     return config_lib.use_method(config, method, settings)

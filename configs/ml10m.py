@@ -12,10 +12,10 @@ from jaxneg import tuned
 
 
 def get_config(arg: str | None = None):
-    method = config_lib.parse_arg(arg)
-    config = config_lib.base()
+    method, model = config_lib.split_arg(arg)
+    config = config_lib.base(model)
     config.dataset = "ml10m"
     config.model.max_len = 200
     config.osf = 30.0
-    settings = tuned.settings(__file__, config.dataset, method, tuned.ML10M[method])
+    settings = tuned.settings(__file__, config.dataset, method, tuned.ML10M[method], model)
     return config_lib.use_method(config, method, settings)

@@ -18,8 +18,8 @@ NUM_NEGATIVES = 3000  # of the 3,416 items, in equal parts where several distrib
 
 
 def get_config(arg: str | None = None):
-    method = config_lib.parse_arg(arg or "uniform")
-    config = config_lib.use_method(config_lib.base(), method, tuned.DEFAULT[method])
+    method, model = config_lib.split_arg(arg, "uniform")
+    config = config_lib.use_method(config_lib.base(model), method, tuned.DEFAULT[method])
     config.dataset = "ml1m_leave_one_out"
     config.data.split = "leave_one_out"
     config.data.min_user_rows = 5

@@ -11,13 +11,13 @@ from jaxneg import tuned
 
 
 def get_config(arg: str | None = None):
-    method = config_lib.parse_arg(arg)
-    config = config_lib.base()
+    method, model = config_lib.split_arg(arg)
+    config = config_lib.base(model)
     config.dataset = "quickstart"
     config.data.format = "synthetic"
     config.num_epochs = 10
     config.eval_every = 5
     config.model.max_len = 20
     default = tuned.DEFAULT[method] | {"learning_rate": 5e-3}
-    settings = tuned.settings(__file__, config.dataset, method, default)
+    settings = tuned.settings(__file__, config.dataset, method, default, model)
     return config_lib.use_method(config, method, settings)

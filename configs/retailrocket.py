@@ -12,11 +12,11 @@ from jaxneg import tuned
 
 
 def get_config(arg: str | None = None):
-    method = config_lib.parse_arg(arg)
-    config = config_lib.base()
+    method, model = config_lib.split_arg(arg)
+    config = config_lib.base(model)
     config.dataset = "retailrocket"
     config.data.session_gap_seconds = 3600.0
     config.data.event = "view"
     config.osf = 30.0
-    settings = tuned.settings(__file__, config.dataset, method, tuned.RETAILROCKET[method])
+    settings = tuned.settings(__file__, config.dataset, method, tuned.RETAILROCKET[method], model)
     return config_lib.use_method(config, method, settings)

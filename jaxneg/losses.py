@@ -7,7 +7,7 @@ scores have no influence, not even when they are NaN. Only `full_softmax` scores
 import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxneg.errors import InputError
+from jaxneg.fields import FROM_0_TO_1, NOT_NEGATIVE, POSITIVE, at_least, one_of
 from jaxneg.types import Negatives
 
 Weight = float | int | Float[Array, ""]
@@ -251,11 +252,26 @@ def masked_mean(values: Float[Array, "*shape"], mask: Bool[Array, "*shape"]) -> 
 class Settings(NamedTuple):
     """What the losses can be told; each reads its own part."""
 
-    negative_reduction: str = "auto"  # of bce and gbce: "mean", "sum"; "auto": sum for gbce, mean for bce
-    calibration: float = 0.75  # gbce's t
-    score_penalty: float = 1.0  # bpr_max's weight of the squared scores
-    temperature: float = 1.0  # infonce's
-    chunk: int = 1024  # items that full_softmax scores at a time
+    negative_reduction: Annotated[
+        str, one_of("auto", "mean", "sum"), "how bce and gbce join their negatives; auto: mean, and sum for gbce"
+    ] = "auto"
+    calibration: Annotated[float, FROM_0_TO_1, "gbce's t; 0: plain bce"] = 0.75
+    score_penalty: Annotated[float, NOT_NEGATIVE, "weight of the squared scores (bpr_max)"] = 1.0
+    temperature: Annotated[float, POSITIVE, "infonce divides its scores by it"] = 1.0
+    chunk: Annotated[int, at_least(1, 10**6), "items that full_softmax scores at a time"] = 1024
+
+
+ABOUT = {
+    "bce": "binary cross-entropy; the paper's",
+    "gbce": "BCE that is calibrated for many uniform negatives (gSASRec)",
+    "bpr": "pairs of the positive and each negative; what dns and softmax_hard are meant for",
+    "bpr_max": "pairs, weighted by the softmax of the negatives",
+    "top1_max": "relative ranks, weighted in the same way",
+    "sampled_softmax": "cross-entropy among the negatives, each corrected by log q",
+    "infonce": "cross-entropy among the negatives as they come, with a temperature",
+    "full_softmax": "cross-entropy among all items; for method catalogue",
+}
+TWO_TERMS = ("bce", "gbce")  # the losses whose negatives are a term of their own
 
 
 def _bce(settings: Settings, num_items: int, num_unselected: int) -> Callable:

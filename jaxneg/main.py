@@ -16,19 +16,20 @@ import traceback
 from absl import flags
 from ml_collections import config_dict, config_flags
 
-from jaxneg import fields
+from jaxneg import fields, settings
 from jaxneg.data import store
 from jaxneg.errors import InputError
 from jaxneg.run import config as config_lib
 from jaxneg.run import signals
 
 USAGE = """\
-jaxneg trains a sequential recommender (SASRec) with one method of negative sampling and measures its accuracy and its
-popularity bias: interaction file -> prepared data -> training -> ranks over the whole catalogue -> results.csv.
+jaxneg trains a recommender with one method of negative sampling and measures its accuracy and its popularity bias:
+interaction file -> prepared data -> training -> ranks over the whole catalogue -> results.csv.
 
-  python -m jaxneg.main --config=configs/NAME.py[:METHOD] --workdir=DIR [--config.FIELD=VALUE ...]
+  python -m jaxneg.main --config=configs/NAME.py[:METHOD][,MODEL] --workdir=DIR [--config.FIELD=VALUE ...]
 
   python -m jaxneg.main --config=configs/quickstart.py:mixed --workdir=runs/mixed --config.num_seeds=4
+  python -m jaxneg.main --config=configs/quickstart.py:mixed,gru4rec --workdir=runs/gru --config.model.num_layers=2
   python -m jaxneg.main --config=configs/ml1m.py:adaptive_mixed --workdir=runs/ml1m --config.data.path=PATH/ratings.dat
 
   --multihost            one run on several hosts: the same command on each (srun, a TPU pod's workers, GKE); elsewhere
@@ -75,12 +76,16 @@ def main(argv: list[str]) -> int:
 
 def parse_flags(argv: list[str]) -> tuple[config_dict.FrozenConfigDict, str, bool]:
     """The resolved config, the work folder and --extend of a command line. Raises InputError for all that is wrong."""
-    source, argv = _take_config_flag(argv)
-    config = load_config(source)
+    source, argv = _take_flag(argv, "config")
+    if not source:
+        raise InputError("--config is needed, as in --config=configs/quickstart.py:mixed; --help tells more")
+    named, argv = _take_flag(argv, "config.model.name")
+    config = load_config(source, named or None)
+    model = config.model.name
     for arg in argv[1:]:
         override = re.match(r"--?(?:no)?config\.([^=]*)", arg)
         if override:
-            config_lib.known(override[1])
+            config_lib.known(override[1], model)
         elif re.match(r"--?(flagfile|undefok)\b", arg):  # absl's own: they would let flags pass unchecked
             raise InputError(f"flag {arg!r} is not allowed: give every flag on the command line")
     values = flags.FlagValues()
@@ -94,7 +99,7 @@ def parse_flags(argv: list[str]) -> tuple[config_dict.FrozenConfigDict, str, boo
         if not wrong:
             raise InputError(_one_line(error)) from error
         name, value = wrong[1], wrong[2] if len(wrong[2]) <= 100 else wrong[2][:97] + "..."
-        allowed = config_lib.allowed(config_lib.known(name))
+        allowed = config_lib.allowed(config_lib.known(name, model))
         raise InputError(f"config.{name}={value} is not allowed: {allowed}") from error
     if rest:
         raise InputError(f"unexpected argument {rest[0]!r}: every setting is a flag, as in --workdir=DIR")
@@ -127,11 +132,14 @@ def take_host_flags(argv: list[str]) -> tuple[list[str], dict | None]:
     return others, {name: found[name] for name in found if name != "multihost"} if found else None
 
 
-def load_config(source: str) -> config_dict.ConfigDict:
+def load_config(source: str, model: str | None = None) -> config_dict.ConfigDict:
     """Runs `get_config` of a config file: `source` is PATH.py, or PATH.py:ARGUMENT.
 
-    Raises InputError for a file that is not there, and for whatever the file raises.
+    `model` counts as if it stood in the argument (see `config.split_arg`). Raises InputError for a file that is not
+    there, for whatever the file raises, and if its config is of another model.
     """
+    if model is not None:
+        config_lib.known_model(model)
     name, *argument = source.split(":", 1)
     path = pathlib.Path(name)
     try:
@@ -142,7 +150,8 @@ def load_config(source: str) -> config_dict.ConfigDict:
         there = ", ".join(str(file) for file in sorted(path.parent.glob("*.py"))) or "none"
         raise InputError(f"--config={source}: there is no file {path}; the .py files in {path.parent}: {there}")
     try:
-        config = runpy.run_path(name)["get_config"](*argument)
+        with config_lib.asked_model(model):
+            config = runpy.run_path(name)["get_config"](*argument)
     except InputError:
         raise
     except (Exception, SystemExit) as error:  # the file is the user's own code: whatever it raises is about that file
@@ -151,6 +160,12 @@ def load_config(source: str) -> config_dict.ConfigDict:
         raise InputError(f"--config={source}: {type(error).__name__}{where}: {_one_line(error)}") from error
     if not isinstance(config, config_dict.ConfigDict):
         raise InputError(f"--config={source}: get_config must return a config made by jaxneg.config.base()")
+    theirs = config_lib.model_of(config_lib.flatten(config))
+    if model is not None and theirs != model:
+        raise InputError(
+            f"--config.model.name={model}: {name} makes a config of {theirs} whatever is asked; let it call "
+            "jaxneg.config.split_arg and base(model)"
+        )
     return config
 
 
@@ -164,31 +179,40 @@ def usage() -> str:
             about = (ast.get_docstring(ast.parse(file.read_text())) or "").split("\n")[0]
             lines.append(f"  {file.stem:<14}{about}")
     lines.append("\nmethods, after the colon or as --config.method:")
-    lines += [f"  {name:<20}{text}" for name, text in config_lib.METHODS.items()]
+    lines += [f"  {name:<20}{text}" for name, text in settings.METHODS.items()]
+    lines.append("\nmodels, after the colon or as --config.model.name:")
+    lines += [f"  {name:<20}{text}" for name, text in settings.MODELS.items()]
     lines.append("\nlosses, as --config.loss.name:")
-    lines += [f"  {name:<20}{text}" for name, text in config_lib.LOSSES.items()]
+    lines += [f"  {name:<20}{text}" for name, text in settings.LOSSES.items()]
     lines.append("\nfields, as --config.FIELD=VALUE (defaults; a config file may set others):")
-    for name, field in config_lib.FIELDS.items():
-        default = "as reference" if field.default is None else repr(field.default)
-        listed = field.kind is str and field.rule is not fields.ANY and name not in ("method", "loss.name")
-        choices = f" ({field.rule.text})" if listed else ""
-        lines.append(f"  {f'{name}={default}':<40} {field.text}{choices}")
+    for name, field in settings.FIELDS[settings.DEFAULT_MODEL].items():
+        lines.append(_field_line(name, field))
+    for model in settings.MODELS:
+        if model != settings.DEFAULT_MODEL:
+            lines.append(f"\nthe model's own fields for {model}:")
+            lines += [_field_line(name, field) for name, field in list(settings.of_model(model).items())[1:]]
     return "\n".join(lines)
 
 
-def _take_config_flag(argv: list[str]) -> tuple[str, list[str]]:
-    """The value of --config (in either form, --config=FILE or --config FILE) and the other arguments."""
-    source, others, rest = "", [], list(argv)
+def _field_line(name: str, field: fields.Field) -> str:
+    """One field in --help."""
+    default = "as reference" if field.release else repr(field.default)
+    listed = field.kind is str and field.rule is not fields.ANY and name not in ("method", "model.name", "loss.name")
+    choices = f" ({field.rule.text})" if listed else ""
+    return f"  {f'{name}={default}':<40} {field.text}{choices}"
+
+
+def _take_flag(argv: list[str], flag: str) -> tuple[str, list[str]]:
+    """The value of a flag (in either form, --config=FILE or --config FILE), "" without it, and the other arguments."""
+    found, others, rest = "", [], list(argv)
     while rest:
         arg = rest.pop(0)
         name, equals, value = arg.partition("=")
-        if name in ("-config", "--config"):
-            source = value if equals else (rest.pop(0) if rest and not rest[0].startswith("-") else "")
+        if name in (f"-{flag}", f"--{flag}"):
+            found = value if equals else (rest.pop(0) if rest and not rest[0].startswith("-") else "")
         else:
             others.append(arg)
-    if not source:
-        raise InputError("--config is needed, as in --config=configs/quickstart.py:mixed; --help tells more")
-    return source, others
+    return found, others
 
 
 def _one_line(error: Exception) -> str:

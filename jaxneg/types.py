@@ -11,13 +11,25 @@ from typing import NamedTuple
 from jaxtyping import Array, Bool, Float, Int
 
 
+class Window(NamedTuple):
+    """What is drawn for a batch, before it is told what to learn from it: M items of each row, left-padded with 0."""
+
+    items: Int[Array, "B M"]
+    history: Int[Array, "B H"]  # the user's distinct training items, ascending, padded with V + 1
+    history_length: Int[Array, "B"]
+    users: Int[Array, "B"]  # rows of a user table: 1 + the user's number
+    times: Int[Array, "B M"] | None = None  # seconds, where the model needs them
+
+
 class Batch(NamedTuple):
     """One mini-batch of training sequences, left-padded with 0."""
 
     inputs: Int[Array, "B L"]
-    targets: Int[Array, "B L"]  # targets[:, t] is the item that follows inputs[:, t]
-    history: Int[Array, "B H"]  # the user's distinct training items, ascending, padded with V + 1
+    targets: Int[Array, "B L"]  # what is to be found at each position; 0: nothing
+    history: Int[Array, "B H"]  # as in Window, and so are the others
     history_length: Int[Array, "B"]
+    users: Int[Array, "B"] | None = None
+    times: Int[Array, "B M"] | None = None
 
 
 class Candidates(NamedTuple):
@@ -47,6 +59,16 @@ class Dataset(NamedTuple):
     history_items: Int[Array, "G"]  # users' distinct training items, ascending within each user
     history_start: Int[Array, "U"]  # user u's are history_items[history_start[u] : history_end[u]]
     history_end: Int[Array, "U"]
+    # Where batch rows are interactions: training rows of those users before each of them, and of all, [E + 1].
+    rows_before: Int[Array, "E1"] | None = None
+    times: Int[Array, "T"] | None = None  # seconds since the first row of all, where the model needs them
+
+
+class HistoryRows(NamedTuple):
+    """What the histories of evaluation cases are windows of."""
+
+    items: Int[Array, "T"]
+    times: Int[Array, "T"] | None = None
 
 
 class EvalCases(NamedTuple):
@@ -57,3 +79,5 @@ class EvalCases(NamedTuple):
     history_of_case: Int[Array, "C"]  # index in 0..Q-1
     targets: Int[Array, "C"]
     users: Int[Array, "C"]
+    history_user: Int[Array, "Q"] | None = None  # its user, as a row of a user table; 0: one that was not trained on
+    asked_time: Int[Array, "Q"] | None = None  # when it is asked what follows: that of the history's first case

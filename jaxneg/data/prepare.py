@@ -11,13 +11,14 @@ import pathlib
 import re
 import time as clock
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from jaxneg.data import cohorts, raw, store
 from jaxneg.errors import InputError
+from jaxneg.fields import ANY, FRACTION, NOT_NEGATIVE, POSITIVE, at_least, one_of
 
 SPLITS = ("temporal", "leave_one_out")
 DAY_SECONDS = 86400
@@ -29,15 +30,17 @@ PAD_ID = -1  # stands in item_ids[0] where ids are integers; "" where they are t
 class PrepareSettings(NamedTuple):
     """How interactions become sequences. The default is the paper's for MovieLens and Amazon ratings."""
 
-    session_gap_seconds: float = 0.0  # a longer gap starts a new sequence; 0: one sequence per user
-    event: str = ""  # keep only this kind of event, where the file has kinds; "" keeps all
-    drop_repeats: bool = True  # drop a row that repeats the item just before it in its sequence
-    min_user_rows: int = 2  # drop shorter sequences ...
-    min_item_rows: int = 5  # ... and rarer items, in turn, until nothing changes
-    split: str = "temporal"  # or leave_one_out
-    test_fraction: float = 0.05  # of the rows: the latest ones are test
-    valid_fraction: float = 0.05  # of the rows: those just before them are validation
-    recent_days: float = 7.0  # the window of recent_counts, before the last training row
+    session_gap_seconds: Annotated[float, NOT_NEGATIVE, "a longer pause starts a new session; 0: no sessions"] = 0.0
+    event: Annotated[str, ANY, "keep only this event of a file with events; empty: all"] = ""
+    drop_repeats: Annotated[bool, ANY, "drop a row that repeats the item just before it"] = True
+    min_user_rows: Annotated[int, at_least(1), "users with fewer rows are dropped, again and again"] = 2
+    min_item_rows: Annotated[int, at_least(1), "items with fewer rows are dropped, again and again"] = 5
+    split: Annotated[
+        str, one_of("temporal", "leave_one_out"), "the test: the last rows of all, or each user's last row"
+    ] = "temporal"
+    test_fraction: Annotated[float, FRACTION, "share of the rows that are the test (temporal split)"] = 0.05
+    valid_fraction: Annotated[float, FRACTION, "share of the rows before them that are validation"] = 0.05
+    recent_days: Annotated[float, POSITIVE, "last days of training that the recent baseline counts"] = 7.0
 
 
 DEFAULT = PrepareSettings()

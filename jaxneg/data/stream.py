@@ -1,7 +1,7 @@
 """Batches for data that no device holds: the host reads them from the mapped rows, in blocks, ahead of the steps.
 
 Which users a step draws follows from the run's key, so the host finds out by the device's own function, reads their
-rows, and makes the very batches that `dataset.draw_batch` would have made. Block i holds those of the steps
+rows, and makes the very windows that `dataset.draw_users` would have made. Block i holds those of the steps
 i * K ... (i + 1) * K - 1 of all seeds; while the device works on one, a thread makes the next.
 """
 
@@ -13,17 +13,17 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from jaxneg.data.dataset import Rows, distinct_histories, row_chunks, rows_of_windows
-from jaxneg.types import Batch, EvalCases
+from jaxneg.types import EvalCases, Window
 
 BLOCK_BYTES = 32 * 2**20  # of a block: some hundred steps, read in less than a second
 AHEAD = 2  # blocks beside the one in use: the one before it, not yet let go, and the next
 
 
 class Block(NamedTuple):
-    """The batches of K steps of every seed."""
+    """What is drawn for K steps of every seed."""
 
     first_step: Int[Array, "S"]  # the same for all seeds
-    batches: Batch  # every array is [S, K, B, ...]
+    windows: Window  # every array is [S, K, B, ...]
 
 
 class Stream(NamedTuple):
@@ -33,14 +33,15 @@ class Stream(NamedTuple):
     draw: Callable  # (run keys' data [S, 2], steps [K]) -> indices [S, K, B] into rows.train_users
     num_seeds: int  # S, with those that fill up devices
     batch_size: int
-    max_len: int
+    length: int  # M, of a window
     num_items: int
     history_size: int  # H, at least the longest history
 
     @property
     def num_steps(self) -> int:
         """K."""
-        numbers = self.num_seeds * self.batch_size * (2 * self.max_len + self.history_size + 1)
+        of_windows = self.length * (1 if self.rows.times is None else 2)
+        numbers = self.num_seeds * self.batch_size * (of_windows + self.history_size + 2)
         return max(1, BLOCK_BYTES // (4 * numbers))
 
 
@@ -51,31 +52,33 @@ def shapes(stream: Stream) -> Block:
         return jax.ShapeDtypeStruct((stream.num_seeds, *shape), np.int32)
 
     of_batch = (stream.num_steps, stream.batch_size)
-    sequences, history = array(*of_batch, stream.max_len), array(*of_batch, stream.history_size)
-    return Block(array(), Batch(sequences, sequences, history, array(*of_batch)))
+    items, history = array(*of_batch, stream.length), array(*of_batch, stream.history_size)
+    times = None if stream.rows.times is None else items
+    return Block(array(), Window(items, history, array(*of_batch), array(*of_batch), times))
 
 
-def batch_at(block: Block, step: Int[Array, ""]) -> Batch:
-    """The batch of one step, from one seed's part of a block."""
-    return jax.tree.map(lambda x: x[step - block.first_step], block.batches)
+def window_at(block: Block, step: Int[Array, ""]) -> Window:
+    """What is drawn for one step, from one seed's part of a block."""
+    return jax.tree.map(lambda x: x[step - block.first_step], block.windows)
 
 
-def read_batches(rows: Rows, drawn: np.ndarray, *, max_len: int, num_items: int, history_size: int) -> Batch:
-    """The batches that `dataset.draw_batch` makes where it draws these users: `drawn` [..., B] into `train_users`."""
+def read_windows(rows: Rows, drawn: np.ndarray, *, length: int, num_items: int, history_size: int) -> Window:
+    """What `dataset.draw_users` makes where it draws these users: `drawn` [..., B] into `train_users`."""
     users = rows.train_users[drawn]
     start, end = rows.user_start[users], rows.train_end[users]
     order = np.argsort(start - end, axis=-1, kind="stable")
-    start, end = (np.take_along_axis(bound, order, axis=-1).reshape(-1) for bound in (start, end))
-    index = end[:, None] - (max_len + 1) + np.arange(max_len + 1, dtype=np.int32)
-    sequence = np.where(index >= start[:, None], rows.items[np.maximum(index, 0)], 0)
+    users, start, end = (np.take_along_axis(of_user, order, axis=-1).reshape(-1) for of_user in (users, start, end))
+    index = end[:, None] - length + np.arange(length, dtype=np.int32)
+    inside, index = index >= start[:, None], np.maximum(index, 0)
+    items = np.where(inside, rows.items[index], 0)
+    times = None if rows.times is None else np.where(inside, rows.times[index], 0)
     _, first, owner = np.unique(start, return_index=True, return_inverse=True)
     bounds, own_items = distinct_histories(rows.items, start[first], end[first], num_items)
     history = np.full((len(first), history_size), num_items + 1, np.int32)
-    length = np.diff(bounds)
-    history[np.arange(history_size) < length[:, None]] = own_items
-    targets = np.where(sequence[:, :-1] > 0, sequence[:, 1:], 0)
-    batches = Batch(sequence[:, :-1], targets, history[owner], length[owner].astype(np.int32))
-    return jax.tree.map(lambda x: x.reshape(*drawn.shape, *x.shape[1:]), batches)
+    number = np.diff(bounds)
+    history[np.arange(history_size) < number[:, None]] = own_items
+    windows = Window(items, history[owner], number[owner].astype(np.int32), users + 1, times)
+    return jax.tree.map(lambda x: x.reshape(*drawn.shape, *x.shape[1:]), windows)
 
 
 class Blocks:
@@ -95,10 +98,14 @@ class Blocks:
         first = index * stream.num_steps
         steps = jax.device_put(first + np.arange(stream.num_steps, dtype=np.int32), self._host)
         drawn = np.asarray(stream.draw(self._keys, steps))
-        batches = read_batches(
-            stream.rows, drawn, max_len=stream.max_len, num_items=stream.num_items, history_size=stream.history_size
+        windows = read_windows(
+            stream.rows,
+            drawn,
+            length=stream.length,
+            num_items=stream.num_items,
+            history_size=stream.history_size,
         )
-        return Block(np.full(stream.num_seeds, first, np.int32), batches)
+        return Block(np.full(stream.num_seeds, first, np.int32), windows)
 
 
 def host_device() -> jax.Device:
@@ -125,9 +132,9 @@ def load(stream: Stream, keys: jax.Array, first_step: int, last_step: int, put: 
 
 
 def evaluated_rows(
-    items: np.ndarray, splits: Sequence[EvalCases], most: int | None
-) -> tuple[np.ndarray, list[EvalCases]]:
-    """The rows that the histories of these cases are made of, without all others, and the cases within them.
+    columns: Sequence[np.ndarray], splits: Sequence[EvalCases], most: int | None
+) -> tuple[list[np.ndarray], list[EvalCases]]:
+    """Of some columns of the rows, those that the histories of these cases are made of, and the cases within them.
 
     `most` is how many of the last rows of a history are looked at (None: all). An empty history, which pads a
     split, stays empty.
@@ -146,8 +153,14 @@ def evaluated_rows(
     shift = np.zeros(len(start), np.int64)
     shift[np.flatnonzero(there)[order]] = (first - place)[group]
     start, end = (np.where(there, bound - shift, 0).astype(np.int32) for bound in (start, end))
-    kept = [items[rows_of_windows(first[chunk], last[chunk])[0]] for chunk in row_chunks(last - first)]
     cuts = np.cumsum([len(cases.history_start) for cases in splits])[:-1]
     parts = zip(splits, np.split(start, cuts), np.split(end, cuts), strict=True)
     within = [cases._replace(history_start=start, history_end=end) for cases, start, end in parts]
-    return np.concatenate(kept or [items[:1]]), within
+
+    def kept(column):
+        chunks = row_chunks(last - first)
+        return np.concatenate(
+            [column[rows_of_windows(first[chunk], last[chunk])[0]] for chunk in chunks] or [column[:1]]
+        )
+
+    return [kept(column) for column in columns], within

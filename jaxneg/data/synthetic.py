@@ -12,7 +12,7 @@ import argparse
 import math
 import pathlib
 import sys
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -20,6 +20,7 @@ import pandas as pd
 from jaxneg.data import prepare as preparation
 from jaxneg.data import raw, store
 from jaxneg.errors import InputError, refuse
+from jaxneg.fields import FROM_0_TO_1, POSITIVE, at_least, up_to
 
 LARGE_ROWS = 5_000_000  # rows that take seconds to generate: that is said beforehand
 CHUNK_ROWS = 1 << 23  # what is drawn at once, to bound the memory
@@ -32,17 +33,17 @@ MIN_LENGTH = 5  # of a sequence, where there are rows enough
 
 
 class SyntheticSettings(NamedTuple):
-    """The arguments of `generate`; the default trains in seconds on a CPU."""
+    """The arguments of `generate`; the default trains in a minute or two on a CPU."""
 
-    num_rows: int = 50_000
-    num_users: int = 1_000
-    num_items: int = 1_000
-    seed: int = 0
-    num_tastes: int = 20
-    zipf_exponent: float = 1.0
-    follow: float = 0.5  # how often the next item is a successor of the one before
-    taste: float = 0.8  # how often another item is of the user's tastes, not of everything
-    days: float = 365.0
+    num_rows: Annotated[int, at_least(1), "rows of the synthetic data (format=synthetic)"] = 100_000
+    num_users: Annotated[int, at_least(1), "its users"] = 2_000
+    num_items: Annotated[int, at_least(2), "its items"] = 1_000
+    seed: Annotated[int, at_least(0, 2**32 - 1), "its seed"] = 0
+    num_tastes: Annotated[int, at_least(1), "groups of its items; each user likes a few; num_items / 2 at most"] = 20
+    zipf_exponent: Annotated[float, up_to(10), "its popularity falls with the rank to this power"] = 1.0
+    follow: Annotated[float, FROM_0_TO_1, "how often the next item is a successor of the one before"] = 0.5
+    taste: Annotated[float, FROM_0_TO_1, "how often another item is of the user's tastes, not of everything"] = 0.8
+    days: Annotated[float, POSITIVE, "how long it lasts"] = 365.0
 
 
 DEFAULT = SyntheticSettings()
@@ -79,7 +80,11 @@ def check(settings: SyntheticSettings) -> None:
 
 
 def generate(
-    num_rows: int = 50_000, num_users: int = 1_000, num_items: int = 1_000, seed: int = 0, **others
+    num_rows: int = DEFAULT.num_rows,
+    num_users: int = DEFAULT.num_users,
+    num_items: int = DEFAULT.num_items,
+    seed: int = DEFAULT.seed,
+    **others,
 ) -> pd.DataFrame:
     """Rows of user (1..num_users), item (1..num_items), time (seconds), by user, then time; the same for a seed.
 

@@ -45,19 +45,19 @@ COMPILER_OPTIONS = {
 }
 
 
-class Part(NamedTuple):
-    """What of a batch one device works on, of those that share a seed."""
+class BatchShard(NamedTuple):
+    """The share of a batch that one device processes, of those that have a seed in common."""
 
-    number: int  # of parts
-    own: Callable  # an array with a row for each sequence of the batch -> the rows of this part
-    total: Callable  # a tree of arrays -> their sums over all parts
+    number: int  # of shares
+    take: Callable  # an array with a row for each sequence of the batch -> the rows of this share
+    psum: Callable  # a tree of arrays -> their sums over all shares
 
 
-WHOLE = Part(1, own=lambda rows: rows, total=lambda tree: tree)
+WHOLE_BATCH = BatchShard(1, take=lambda rows: rows, psum=lambda tree: tree)
 
 
 def every(number: int, first: Int[Array, ""] | int, rows: Shaped[Array, "B ..."]) -> Shaped[Array, "b ..."]:
-    """Every `number`-th of the rows from `first` on, so that all parts of a batch have as many long sequences."""
+    """Every `number`-th of the rows from `first` on, so that all shares of a batch have as many long sequences."""
     if number == 1:
         return rows
     rows = rows.reshape(-1, number, *rows.shape[1:])
@@ -142,19 +142,19 @@ def group_size(layout: Layout) -> int:
     return 1 if layout.mesh.devices.flat[0].platform == "cpu" else layout.seeds_per_device
 
 
-def part_of_batch(layout: Layout) -> Part:
-    """What of a batch each of a seed's devices works on: every n-th row, so that all have as many long sequences.
+def batch_shard(layout: Layout) -> BatchShard:
+    """The share of each of a seed's devices: every n-th row, so that all have as many long sequences.
 
     For use inside of a program of `over_devices`.
     """
     number = layout.devices_per_seed
     if number == 1:
-        return WHOLE
+        return WHOLE_BATCH
 
-    def own(rows):
+    def take(rows):
         return every(number, jax.lax.axis_index(OF_A_SEED), rows)
 
-    return Part(number, own, lambda tree: jax.lax.psum(tree, OF_A_SEED))
+    return BatchShard(number, take, lambda tree: jax.lax.psum(tree, OF_A_SEED))
 
 
 def total_over_data(layout: Layout, values: jax.Array) -> jax.Array:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxneg.devices import sharded
 from jaxneg.types import EvalCases
@@ -29,45 +29,59 @@ class Chunks(NamedTuple):
     item_chunk: int
 
 
-def choose_chunks(num_items: int, width: int, num_seeds: int = 1, memory_bytes: int = 256 * 2**20) -> Chunks:
+def choose_chunks(
+    num_items: int, width: int, num_seeds: int = 1, memory_bytes: int = 256 * 2**20, floats_per_score: int = 1
+) -> Chunks:
     """Chunk sizes for which the temporaries of all seeds together stay within about `memory_bytes`.
 
-    Counted are three [case_chunk, item_chunk] float32 arrays and one [item_chunk, width] copy for each seed.
+    Counted are 2 + floats_per_score [case_chunk, item_chunk] float32 arrays and one [item_chunk, width] copy for each
+    seed.
     """
-    floats = memory_bytes // (4 * num_seeds)
+    floats, each = memory_bytes // (4 * num_seeds), 2 + floats_per_score
     item_chunk = min(_round_up(num_items, ITEM_MULTIPLE), 16_384)
-    case_chunk = (floats - item_chunk * width) // (3 * item_chunk)
+    case_chunk = (floats - item_chunk * width) // (each * item_chunk)
     if case_chunk < 64:  # a tight budget: narrower chunks of items rather than fewer cases
-        item_chunk = min(item_chunk, max(floats // (width + 192) // ITEM_MULTIPLE, 1) * ITEM_MULTIPLE)
+        item_chunk = min(item_chunk, max(floats // (width + 64 * each) // ITEM_MULTIPLE, 1) * ITEM_MULTIPLE)
         case_chunk = 64
     return Chunks(case_chunk=int(min(case_chunk // 64 * 64, 256)), item_chunk=int(item_chunk))
 
 
 def encode_histories(
-    encode: Callable[[Int[Array, "q L"]], Float[Array, "q L D"]],
+    encode: Callable[..., Float[Array, "q L D"]],
     items: sharded.Table,
-    history_start: Int[Array, "Q"],
-    history_end: Int[Array, "Q"],
+    cases: EvalCases,
     *,
-    max_len: int,
+    length: int,
     chunk_size: int,
+    times: sharded.Table | None = None,
 ) -> Float[Array, "Q D"]:
-    """Hidden state after each history, the last `max_len` items of items[start:end], left-padded with 0.
+    """The state after each history, the last `length` items of items[start:end], left-padded with 0.
 
+    `encode(items [q, L], users [q], times [q, L + 1])`: users as in `EvalCases.history_user`, None where there are
+    none; the last time is that of what is asked, None without `times`.
     Where `items` [T] is split over devices, each has histories of its own, and as many as the others.
     """
 
-    def encode_chunk(window):
-        start, end = window
-        rows = end[:, None] - max_len + jnp.arange(max_len)[None, :]
-        inputs = jnp.where(rows >= start[:, None], _items_at(items, jnp.maximum(rows, 0)), 0)
-        return encode(inputs)[:, -1]
+    def encode_chunk(chunk):
+        start, end, users, asked = chunk
+        rows = end[:, None] - length + jnp.arange(length)[None, :]
+        inside, rows = rows >= start[:, None], jnp.maximum(rows, 0)
+        inputs = jnp.where(inside, _values_at(items, rows), 0)
+        if times is not None:
+            asked = jnp.concatenate([jnp.where(inside, _values_at(times, rows), 0), asked[:, None]], axis=1)
+        return encode(inputs, users, asked)[:, -1]
 
-    return _map_chunks(encode_chunk, (history_start, history_end), chunk_size)
+    of_histories = (cases.history_start, cases.history_end, cases.history_user, cases.asked_time)
+    return _map_chunks(encode_chunk, of_histories, chunk_size)
 
 
-def _items_at(items: sharded.Table, rows: Int[Array, "n m"]) -> Int[Array, "n m"]:
-    return sharded.take_each(items, rows.reshape(-1)).reshape(rows.shape)
+def _values_at(column: sharded.Table, rows: Int[Array, "n m"]) -> Int[Array, "n m"]:
+    return sharded.take_each(column, rows.reshape(-1)).reshape(rows.shape)
+
+
+def dot(states: Float[Array, "c D"], rows: Float[Array, "n D"]) -> Float[Array, "c n"]:
+    """The dot product of each state with each row, at full precision on every backend."""
+    return jnp.einsum("cd,nd->cn", states, rows, precision=lax.Precision.HIGHEST)
 
 
 def rank_cases(
@@ -76,12 +90,14 @@ def rank_cases(
     cases: EvalCases,
     *,
     chunks: Chunks,
+    score: Callable[..., Float[Array, "c n"]] = dot,
     seen: sharded.Table | None = None,
     max_seen: int = 0,
 ) -> tuple[Int[Array, "C"], Int[Array, "C"]]:
     """How many items score above each case's target, and how many OTHER items score exactly as high.
 
-    The target's score is the float that the chunk's own matrix product gives, so items with the same row tie.
+    `score(states [c, D], rows [n, D'])` gives the scores of all pairs; they are not a number where a row is not.
+    The target's score is the float that the chunk's own call gives, so items with the same row tie.
     A target whose score is not a number is below all others (a model that has diverged hits nothing). The pad is
     never an item. With `seen` (the rows that the histories are windows of; `max_seen` is the longest window), the
     items of a case's history do not compete with its target; the target itself always competes.
@@ -108,11 +124,11 @@ def rank_cases(
             return above - (own > target_scores), tied - (own == target_scores)
 
         if tiles.number == 1 and not isinstance(tiles.table, sharded.Sharded):
-            scores = _scores(states, _tile_rows(tiles, 0))
+            scores = score(states, _tile_rows(tiles, 0))
             target_scores = _own_scores(scores, targets - tiles.start[0])
             num_above, num_tied = count(scores, 0, target_scores)
         else:
-            target_scores, num_above, num_tied = _scan_tiles(tiles, states, targets, count)
+            target_scores, num_above, num_tied = _scan_tiles(tiles, states, targets, count, score)
             num_above, num_tied = (sharded.total(tiles.table, counts) for counts in (num_above, num_tied))
         return jnp.where(jnp.isnan(target_scores), tiles.num_items - 1, num_above), num_tied
 
@@ -120,7 +136,7 @@ def rank_cases(
     return _map_chunks(rank_chunk, (cases.history_of_case, cases.targets), case_chunk)
 
 
-def _scan_tiles(tiles, states, targets, count):
+def _scan_tiles(tiles, states, targets, count, score):
     """(score of the target, items above, items tied) of each case, over all tiles: each float32 or int32 [c].
 
     Step 0 puts the targets' rows in the first columns of a tile, so that the very product that scores their rivals
@@ -132,7 +148,7 @@ def _scan_tiles(tiles, states, targets, count):
         tile = jnp.maximum(index - 1, 0)
         rows = _tile_rows(tiles, tile)
         rows = lax.cond(index == 0, lambda: rows.at[: targets.shape[0]].set(target_rows), lambda: rows)
-        scores = _scores(states, rows)
+        scores = score(states, rows)
         target_scores = jnp.where(index == 0, jnp.diagonal(scores), target_scores)
         above, tied = count(scores, tile, target_scores)
         counts = index > 0
@@ -150,6 +166,7 @@ def count_recommended(
     ks: tuple[int, ...],
     *,
     chunks: Chunks,
+    score: Callable[..., Float[Array, "c n"]] = dot,
     cases: EvalCases | None = None,
     seen: sharded.Table | None = None,
     max_seen: int = 0,
@@ -170,26 +187,10 @@ def count_recommended(
     num_rows = sharded.own(item_table).shape[0]
     first_k = jnp.asarray(np.searchsorted(ks, np.arange(max_k), side="right"))  # a place counts from here on
 
-    def recommend(histories):
-        states = hidden[histories]
-        removed = None if seen is None else _seen_ids(cases, histories, seen, max_seen)
-
-        def step(best, tile):
-            scores = _scores(states, _tile_rows(tiles, tile))
-            if removed is not None:
-                scores = _erase(scores, removed, tiles.start[tile])
-            return _best_groups(best, scores, tiles.start[tile]), None
-
-        shape = (histories.shape[0], max_k)
-        lowest = jnp.asarray(-jnp.inf, hidden.dtype)
-        start = _Groups(jnp.full(shape, lowest), jnp.zeros(shape, jnp.int32), jnp.full((*shape, GROUP_SIZE), lowest))
-        best = _best_of_groups(lax.scan(step, start, jnp.arange(tiles.number))[0])
-        if isinstance(item_table, sharded.Sharded):  # those of the first device come first, as their ids are the lowest
-            best = _highest(*(lax.all_gather(part, item_table.axis, axis=1, tiled=True) for part in best), max_k)
-        return best
-
     def add(exposure, histories):
-        values, ids = recommend(jnp.minimum(histories, num_histories - 1))
+        states = hidden[jnp.minimum(histories, num_histories - 1)]
+        removed = None if seen is None else _seen_ids(cases, jnp.minimum(histories, num_histories - 1), seen, max_seen)
+        values, ids = _best(tiles, states, max_k, score, removed)
         counts = (values > -jnp.inf) & (histories < num_histories)[:, None]
         rows = jnp.broadcast_to(first_k[None, :], ids.shape)
         return exposure.at[rows, sharded.place(item_table, ids)].add(counts.astype(jnp.int32), mode="drop"), None
@@ -200,6 +201,55 @@ def count_recommended(
     size = min(chunks.case_chunk, num_histories)
     histories = jnp.arange(_round_up(num_histories, size), dtype=jnp.int32).reshape(-1, size)
     return jnp.cumsum(lax.scan(add, exposure, histories)[0], axis=0)
+
+
+def top_k(
+    hidden: Float[Array, "Q D"],
+    item_table: sharded.Table,
+    k: int,
+    *,
+    chunks: Chunks,
+    score: Callable[..., Float[Array, "c n"]] = dot,
+    removed: Int[Array, "Q H"] | None = None,
+    allowed: Bool[Array, "V1"] | None = None,
+) -> tuple[Int[Array, "Q K"], Float[Array, "Q K"]]:
+    """The min(k, V) items that score highest for each state, the best first, and their scores.
+
+    Of equal scores the lower id comes first. `removed`: items that are not recommended, filled up with 0; `allowed`:
+    the only ones that are, by id (V + 1 values). Where fewer than k items are left, or scores are not numbers, the
+    last places hold id 0 and score -inf.
+    """
+    tiles = _tile_items(item_table, chunks.item_chunk)
+
+    def best(chunk):
+        states, own = chunk
+        values, ids = _best(tiles, states, min(k, tiles.num_items), score, own, allowed)
+        return jnp.where(values > -jnp.inf, ids, 0), values
+
+    return _map_chunks(best, (hidden, removed), chunks.case_chunk)
+
+
+def _best(
+    tiles: "_Tiles", states, k: int, score: Callable, removed=None, allowed=None
+) -> tuple[Float[Array, "c k"], Int[Array, "c k"]]:
+    """The k highest scores of some states, and their ids; `removed` and `allowed` as in `top_k`."""
+
+    def step(best, tile):
+        scores = score(states, _tile_rows(tiles, tile))
+        if removed is not None:
+            scores = _erase(scores, removed, tiles.start[tile])
+        if allowed is not None:
+            ids = jnp.minimum(tiles.start[tile] + jnp.arange(scores.shape[1]), tiles.num_items)
+            scores = jnp.where(allowed[ids][None], scores, jnp.nan)
+        return _best_groups(best, scores, tiles.start[tile]), None
+
+    shape = (states.shape[0], k)
+    lowest = jnp.asarray(-jnp.inf, states.dtype)
+    start = _Groups(jnp.full(shape, lowest), jnp.zeros(shape, jnp.int32), jnp.full((*shape, GROUP_SIZE), lowest))
+    best = _best_of_groups(lax.scan(step, start, jnp.arange(tiles.number))[0])
+    if isinstance(tiles.table, sharded.Sharded):  # those of the first device come first, as their ids are the lowest
+        best = _highest(*(lax.all_gather(part, tiles.table.axis, axis=1, tiled=True) for part in best), k)
+    return best
 
 
 def baseline_table(counts: Int[np.ndarray, "V+1"]) -> Float[np.ndarray, "V+1 1"]:
@@ -255,10 +305,6 @@ def _tile_rows(tiles: _Tiles, tile) -> Float[Array, "n D"]:
     return jnp.where(left_out[:, None], jnp.nan, rows)
 
 
-def _scores(states: Float[Array, "c D"], rows: Float[Array, "n D"]) -> Float[Array, "c n"]:
-    return jnp.einsum("cd,nd->cn", states, rows, precision=lax.Precision.HIGHEST)
-
-
 def _own_scores(scores: Float[Array, "c n"], columns: Int[Array, "c"]) -> Float[Array, "c"]:
     """scores[i, columns[i]], NaN where the column is not in the tile."""
     inside = (columns >= 0) & (columns < scores.shape[1])
@@ -278,7 +324,7 @@ def _seen_ids(cases: EvalCases, histories, seen, max_seen: int) -> Int[Array, "c
     """The items of each history, padded with 0."""
     start, end = cases.history_start[histories], cases.history_end[histories]
     rows = start[:, None] + jnp.arange(max_seen)[None, :]
-    return jnp.where(rows < end[:, None], _items_at(seen, rows), 0)
+    return jnp.where(rows < end[:, None], _values_at(seen, rows), 0)
 
 
 def _erase(scores: Float[Array, "c n"], ids: Int[Array, "c H"], first_id) -> Float[Array, "c n"]:
@@ -332,12 +378,16 @@ def _best_of_groups(groups: _Groups) -> tuple[Float[Array, "q k"], Int[Array, "q
 
 
 def _map_chunks(function, arrays, chunk_size: int):
-    """function over chunks of the arrays' first axis, in turn; the last chunk is padded with zeros."""
+    """function over chunks of the arrays' first axis, in turn; the last chunk is padded with zeros. None stays None."""
     length = arrays[0].shape[0]
     size = max(1, min(chunk_size, length))
     padded = _round_up(max(length, 1), size)
-    pieces = [jnp.pad(array, (0, padded - length)).reshape(-1, size) for array in arrays]
-    results = lax.map(function, tuple(pieces))
+
+    def cut(array):
+        rows = jnp.pad(array, [(0, padded - length)] + [(0, 0)] * (array.ndim - 1))
+        return rows.reshape(-1, size, *array.shape[1:])
+
+    results = lax.map(function, jax.tree.map(cut, tuple(arrays)))
     return jax.tree.map(lambda result: result.reshape(padded, *result.shape[2:])[:length], results)
 
 
@@ -345,13 +395,13 @@ def _round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
-def rank_hidden(hidden, item_table, items, cases: EvalCases, ks, chunks, max_seen: int):
+def rank_hidden(hidden, item_table, items, cases: EvalCases, ks, chunks, max_seen: int, score: Callable = dot):
     """(num_above [C], num_tied [C], exposure [K, V+1]) of histories' states; `max_seen` 0 filters nothing.
 
     A history without items is one that pads a split: its scores are no numbers, so it recommends nothing.
     """
     hidden = jnp.where((cases.history_end > cases.history_start)[:, None], hidden, jnp.nan)
-    own = {"seen": items, "max_seen": max_seen} if max_seen else {}
-    num_above, num_tied = rank_cases(hidden, item_table, cases, chunks=chunks, **own)
-    own = own | ({"cases": cases} if own else {})
-    return num_above, num_tied, count_recommended(hidden, item_table, ks, chunks=chunks, **own)
+    how = {"chunks": chunks, "score": score} | ({"seen": items, "max_seen": max_seen} if max_seen else {})
+    num_above, num_tied = rank_cases(hidden, item_table, cases, **how)
+    how |= {"cases": cases} if max_seen else {}
+    return num_above, num_tied, count_recommended(hidden, item_table, ks, **how)

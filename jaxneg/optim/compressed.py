@@ -1,11 +1,11 @@
-"""The row-sparse item table with its moments in fewer bytes: 8 a weight with bfloat16, 6 with int8, where it takes 12.
+"""Row-sparse tables with their moments in fewer bytes: 8 a weight with bfloat16, 6 with int8, where it takes 12.
 
 What is kept of Adam's second moment is its square root, by which the step divides: half the range, no negative number,
 and an int8 row's smallest code stands for more than 0, so that no step is divided by nothing. Rounding is random
 and right on average: a change that is smaller than the distance of two codes is not lost, as (1 - b2) of a moment is.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -17,7 +17,19 @@ from jaxtyping import Array, Float, Int, UInt32
 
 from jaxneg.devices import sharded
 from jaxneg.hashing import hashed, mixed
-from jaxneg.optim.row_tables import DENSE, Borrowed, ItemTable, find_rows, sparse_over, split_like, whole
+from jaxneg.optim.row_tables import (
+    DENSE,
+    Gathered,
+    Ids,
+    TableStorage,
+    find_rows,
+    of_network,
+    put_rows,
+    sparse_over,
+    split_like,
+    unsplit,
+    with_tables,
+)
 
 
 class Code(NamedTuple):
@@ -30,9 +42,9 @@ class Code(NamedTuple):
 class CodedState(NamedTuple):
     """What is kept beside the plain weights."""
 
-    encoder: optax.ScaleByAdamState
-    slot: sharded.Table  # [V + 1], as in `row_tables.SparseState`
-    coded: dict  # {name: [V + 1, ...]}, as the Code made them
+    network: optax.ScaleByAdamState
+    slot: dict[str, sharded.Table]  # as in `row_tables.SparseState`
+    coded: dict[str, dict]  # for each table {part: [rows, ...]}, as the Code made them
 
 
 def encode_bfloat16(mean: Float[Array, "n D"], root: Float[Array, "n D"], words: UInt32[Array, "n D2"]) -> dict:
@@ -67,52 +79,50 @@ def decode_int8(coded: dict) -> tuple[Float[Array, "n D"], Float[Array, "n D"]]:
 CODES = {"bfloat16": Code(encode_bfloat16, decode_bfloat16), "int8": Code(encode_int8, decode_int8)}
 
 
-def item_table(form: str, moments: str, split: Callable = whole) -> ItemTable:
-    """The form of `row_tables.ITEM_TABLES`, or the sparse one with these moments.
+def storage(form: str, moments: str, split: Callable = unsplit) -> TableStorage:
+    """The form of `row_tables.STORAGES`, or the sparse one with these moments.
 
-    `split` takes a table to what the devices of a mesh hold of it (see `row_tables.keep_sparse`).
+    `split` takes a table to what the devices of a mesh hold of it (see `row_tables.pack_sparse`).
     """
     if form == "dense":
         return DENSE
-    return sparse_over(split) if moments == "float32" else coded_table(CODES[moments], split)
+    return sparse_over(split) if moments == "float32" else coded_storage(CODES[moments], split)
 
 
-def coded_table(code: Code, split: Callable = whole) -> ItemTable:
-    """`row_tables.SPARSE`, but for how the moments are kept: a step decodes the rows that it borrows."""
+def coded_storage(code: Code, split: Callable = unsplit) -> TableStorage:
+    """`row_tables.SPARSE`, but for how the moments are kept: a step decodes the rows that it gathers."""
 
-    def keep(params: dict, opt_state: optax.ScaleByAdamState) -> tuple[dict, CodedState]:
-        mean, square = (tree["item_table"] for tree in (opt_state.mu, opt_state.nu))
-        words = jnp.zeros((mean.shape[0], 2 * mean.shape[1]), jnp.uint32)
-        coded = jax.tree.map(split, code.encode(mean, jnp.sqrt(square), words))
-        slot = split(jnp.zeros(len(mean), jnp.int32))
-        return params | {"item_table": split(params["item_table"])}, CodedState(_of_encoder(opt_state), slot, coded)
+    def pack(params: dict, opt_state: optax.ScaleByAdamState) -> tuple[dict, CodedState]:
+        tables, slot, coded = {}, {}, {}
+        for name, table in params["tables"].items():
+            mean, square = opt_state.mu["tables"][name], opt_state.nu["tables"][name]
+            words = jnp.zeros((mean.shape[0], 2 * mean.shape[1]), jnp.uint32)
+            coded[name] = jax.tree.map(split, code.encode(mean, jnp.sqrt(square), words))
+            tables[name], slot[name] = split(table), split(jnp.zeros(len(table), jnp.int32))
+        return params | {"tables": tables}, CodedState(of_network(opt_state), slot, coded)
 
-    def borrow(params: dict, opt_state: CodedState, item_ids: Sequence[Int[Array, "..."]]) -> Borrowed:
-        table = params["item_table"]
-        row, used, place = find_rows(table, opt_state.slot, item_ids)
-        mean, root = code.decode({name: sharded.held(rows, used) for name, rows in opt_state.coded.items()})
-        encoder = opt_state.encoder
-        state = encoder._replace(mu=encoder.mu | {"item_table": mean}, nu=encoder.nu | {"item_table": jnp.square(root)})
-        return Borrowed(params | {"item_table": sharded.take(table, used)}, state, split_like(row, item_ids), place)
+    def gather(params: dict, opt_state: CodedState, ids: Ids) -> Gathered:
+        tables, mu, nu, renamed, place = {}, {}, {}, {}, {}
+        for name, table in params["tables"].items():
+            row, used, place[name] = find_rows(table, opt_state.slot[name], ids[name])
+            held = {part: sharded.held(rows, used) for part, rows in opt_state.coded[name].items()}
+            mu[name], root = code.decode(held)
+            nu[name], tables[name] = jnp.square(root), sharded.take(table, used)
+            renamed[name] = split_like(row, ids[name])
+        return Gathered(params | {"tables": tables}, with_tables(opt_state.network, mu, nu), renamed, place)
 
-    def give_back(params: dict, opt_state: CodedState, borrowed: Borrowed) -> tuple[dict, CodedState]:
-        table, values, state, there = (
-            params["item_table"],
-            borrowed.params["item_table"],
-            borrowed.opt_state,
-            borrowed.place.item,
-        )
+    def scatter(params: dict, opt_state: CodedState, gathered: Gathered) -> tuple[dict, CodedState]:
+        state, tables, coded = gathered.opt_state, {}, {}
+        for name, table in params["tables"].items():
+            values, there = gathered.params["tables"][name], gathered.place[name].row
+            words = rounding_words(values, sharded.first(table) + there, state.count)
+            rows = code.encode(state.mu["tables"][name], jnp.sqrt(state.nu["tables"][name]), words)
+            coded[name] = {part: put_rows(opt_state.coded[name][part], there, rows[part]) for part in rows}
+            tables[name] = put_rows(table, there, values)
+        slot = {name: place.slot for name, place in gathered.place.items()}
+        return gathered.params | {"tables": tables}, CodedState(of_network(state), slot, coded)
 
-        def put(table, rows):
-            return sharded.replace(table, sharded.own(table).at[there].set(rows, mode="drop", unique_indices=True))
-
-        words = rounding_words(values, sharded.first(table) + there, state.count)
-        rows = code.encode(state.mu["item_table"], jnp.sqrt(state.nu["item_table"]), words)
-        coded = {name: put(opt_state.coded[name], part) for name, part in rows.items()}
-        params = borrowed.params | {"item_table": put(table, values)}
-        return params, CodedState(_of_encoder(state), borrowed.place.slot, coded)
-
-    return ItemTable(keep, lambda params: params, borrow, give_back)
+    return TableStorage(pack, lambda params: params, gather, scatter)
 
 
 def rounding_words(values: Float[Array, "n D"], item: Int[Array, "n"], step: Int[Array, ""]) -> UInt32[Array, "n D2"]:
@@ -120,8 +130,3 @@ def rounding_words(values: Float[Array, "n D"], item: Int[Array, "n"], step: Int
     bits = jnp.tile(lax.bitcast_convert_type(values, jnp.uint32), (1, 2))
     place = jnp.arange(bits.shape[1], dtype=jnp.uint32)[None, :]
     return hashed(bits ^ mixed(place + mixed(item.astype(jnp.uint32))[:, None]), step.astype(jnp.uint32), jnp.uint32(0))
-
-
-def _of_encoder(state: optax.ScaleByAdamState) -> optax.ScaleByAdamState:
-    mu, nu = ({"encoder": tree["encoder"]} for tree in (state.mu, state.nu))
-    return state._replace(mu=mu, nu=nu)

@@ -9,21 +9,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from jaxneg import settings
 from jaxneg.errors import InputError
 from jaxneg.evaluation import rows as results
 
 # Settings that two runs of one method may differ in and still be repeats of each other: which seeds, where, how.
-REPEATS_DIFFER_IN = (
-    "seed",
-    "num_seeds",
-    "seeds_per_chunk",
-    "steps_per_dispatch",
-    "checkpoint_seconds",
-    "debug",
-    "data.path",
-    "data.cache_dir",
-    "eval.memory_mb",
-)
+REPEATS_DIFFER_IN = ("seed", "num_seeds", *settings.FREE)
 PROTOCOL = ("eval.filter_seen", "eval.rolling_history")  # with the data: what a comparison must have in common
 NEEDED = results.RESULT_COLUMNS[: results.RESULT_COLUMNS.index("balance") + 1]
 INFINITE = "inf"  # osf as a key: JSON has no infinity, so a run's file says null

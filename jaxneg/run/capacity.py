@@ -87,15 +87,15 @@ def needed_bytes(plan: Plan) -> Needed:
         mesh_lib.traced(
             plan.programs.evaluate,
             layout,
-            (mesh_lib.specs(state.params, mesh_lib.SEED), mesh_lib.specs(plan.items), mesh_lib.DATA),
+            (mesh_lib.specs(state.params, mesh_lib.SEED), mesh_lib.specs(plan.history_rows), mesh_lib.DATA),
             jax.eval_shape(plan.programs.weights, state.params),
-            plan.items,
+            plan.history_rows,
             cases,
         )
     )
     advance = mesh_lib.on_one_device(traced_advance(plan))
     states = mesh_lib.bytes_per_device(layout, state, mesh_lib.SEED)
-    shared = mesh_lib.bytes_per_device(layout, (plan.dataset or plan.items, plan.tables))
+    shared = mesh_lib.bytes_per_device(layout, (plan.dataset or plan.history_rows, plan.tables))
     return Needed(
         *(
             copies * number

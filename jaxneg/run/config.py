@@ -1,281 +1,102 @@
-"""The configuration: every field with its default, what is allowed and what it means, in one table.
+"""The configuration of a run: a ConfigDict with the fields of `jaxneg.settings`.
 
 `base` makes a config of the defaults, `use_method` sets a method and its settings, `validate` names every wrong
-value, and `resolve` turns a config into the frozen one that a run works from. Only `main` and `experiment` import
+value, and `resolve` turns a config into the frozen one that a run works from. Only `main` and the rooms of a run import
 this module: the inner parts get plain values. It imports no JAX, so `--help` and a refused flag are quick.
 """
 
+import contextlib
 import difflib
-import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ml_collections import config_dict
 
 from jaxneg.errors import InputError
-from jaxneg.fields import (
-    ANY,
-    BELOW_ONE,
-    FRACTION,
-    KS,
-    NAME,
-    NOT_NEGATIVE,
-    OR_ENDLESS,
-    POSITIVE,
-    SHARES,
-    Field,
-    Rule,
-    at_least,
-    is_number,
-    one_of,
+from jaxneg.fields import ANY, Field, is_number
+from jaxneg.settings import (
+    BY_REFERENCE,
+    BY_SCORE,
+    DEFAULT_METHOD,
+    DEFAULT_MODEL,
+    DISTRIBUTIONS,
+    FIELDS,
+    METHODS,
+    MODELS,
+    PAPER_METHODS,
+    TWO_TERMS,
+    distributions,
+    model_of,
 )
 
-METHODS = {
-    "uniform": "items drawn uniformly from those that the user has not met (paper: RNS)",
-    "popularity": "drawn by training frequency (PNS)",
-    "inverse_popularity": "drawn by 1 / training frequency (IPNS)",
-    "popularity_cohort": "drawn mostly from the positive's own cohort: head, mid or tail (PCNS)",
-    "in_batch": "other users' positives of the same batch (BNS)",
-    "mixed": "in-batch and uniform together (MNS)",
-    "adaptive": "the hardest of a uniform pool, by the model's own scores (ANS)",
-    "adaptive_mixed": "the hardest of a mixed pool (AMNS); used where no method is named",
-    "dns": "DNS(M, N): the M hardest of N (num_kept of the pool), or one of them at random",
-    "softmax_hard": "Softmax-v(rho, N): drawn from the pool the likelier, the harder; rho says how much",
-    "catalogue": "no draws: every item is a negative; for loss full_softmax",
-}
-DEFAULT_METHOD = "adaptive_mixed"
-PAPER_METHODS = ("uniform", "popularity", "in_batch", "mixed", "adaptive", "adaptive_mixed")  # have published results
-BY_SCORE = ("adaptive", "adaptive_mixed", "dns", "softmax_hard")  # they keep num_kept of what is drawn
-
-LOSSES = {
-    "bce": "binary cross-entropy; the paper's",
-    "gbce": "BCE that is calibrated for many uniform negatives (gSASRec)",
-    "bpr": "pairs of the positive and each negative; what dns and softmax_hard are meant for",
-    "bpr_max": "pairs, weighted by the softmax of the negatives",
-    "top1_max": "relative ranks, weighted in the same way",
-    "sampled_softmax": "cross-entropy among the negatives, each corrected by log q",
-    "infonce": "cross-entropy among the negatives as they come, with a temperature",
-    "full_softmax": "cross-entropy among all items; for method catalogue",
-}
-TWO_TERMS = ("bce", "gbce")  # losses in which the negatives are a term of their own
-
-DISTRIBUTIONS = {  # what a pool or a mixture is made of, and the field that counts its candidates
-    "uniform": "sampler.num_uniform",
-    "in_batch": "sampler.num_in_batch",
-    "popularity": "sampler.num_popularity",
-    "inverse_popularity": "sampler.num_popularity",
-    "popularity_cohort": "sampler.num_popularity",
-}
-
-DATA_FORMATS = (
-    "auto",
-    "movielens_dat",
-    "movielens_csv",
-    "movielens_100k",
-    "amazon",
-    "amazon_csv",
-    "retailrocket",
-    "table",
-    "parquet",
-    "synthetic",
-)
-PARTS = Rule(
-    "some of " + ", ".join(DISTRIBUTIONS) + ", each once, as in ('in_batch', 'uniform')",
-    lambda values: 0 < len(values) == len(set(values)) and all(value in DISTRIBUTIONS for value in values),
-)
-
-FIELDS: dict[str, Field] = {
-    "dataset": Field("interactions", str, NAME, "name of the data set, as results.csv shows it"),
-    "method": Field(DEFAULT_METHOD, str, one_of(*METHODS), "how negatives are drawn (the list above)"),
-    "num_seeds": Field(1, int, at_least(1, 10**4), "independent runs, trained together"),
-    "seed": Field(0, int, at_least(0, 2**32 - 1), "the run's root seed; seed s of a run never depends on num_seeds"),
-    "num_epochs": Field(201, int, at_least(1, 10**6), "an epoch is floor(users / batch_size) steps"),
-    "eval_every": Field(25, int, at_least(1, 10**6), "epochs between evaluations; one always follows the last epoch"),
-    "batch_size": Field(128, int, at_least(1, 10**6), "sequences per step"),
-    "learning_rate": Field(1e-3, float, POSITIVE, "Adam's step size"),
-    "learning_rate_half_life": Field(
-        math.inf, float, OR_ENDLESS, "epochs in which the learning rate halves; inf: it stays (the paper's)"
-    ),
-    "osf": Field(
-        math.inf,
-        float,
-        OR_ENDLESS,
-        "oversampling factor: only floor(osf * steps per epoch) distinct batches are made; inf: always fresh",
-    ),
-    "reference": Field(False, bool, ANY, "true: behave as the paper's released code wherever it differs"),
-    "steps_per_dispatch": Field(0, int, at_least(0, 10**6), "most steps of one device program; 0: about 2 seconds"),
-    "seeds_per_chunk": Field(0, int, at_least(0, 10**4), "seeds that train together; 0: as many as memory holds"),
-    "checkpoint_seconds": Field(
-        5.0, float, NOT_NEGATIVE, "least time between checkpoints; never under 20 times what the last one took"
-    ),
-    "mesh.data": Field(
-        0,
-        int,
-        at_least(0, 10**6),
-        "devices that share a seed's batches and hold the data in parts; 0: those that the seeds leave over",
-    ),
-    "mesh.model": Field(1, int, at_least(1, 10**6), "devices that share a seed's batches and hold the items in parts"),
-    "debug": Field(False, bool, ANY, "check every operation's result, and name the first that is not a number; slow"),
-    "num_buckets": Field(
-        6, int, at_least(1, 1000), "pieces of a batch by length, so that few pads are computed; 1: padded"
-    ),
-    "data.path": Field("", str, ANY, "the raw interaction file (plain, .gz or inside a .zip)"),
-    "data.format": Field("auto", str, one_of(*DATA_FORMATS), "the file's format; auto looks at the file"),
-    "data.member": Field("", str, ANY, "which file of a .zip, where its name does not tell"),
-    "data.user_column": Field("SessionId", str, ANY, "name of the user or session column of a table"),
-    "data.item_column": Field("ItemId", str, ANY, "name of the item column of a table"),
-    "data.time_column": Field("Time", str, ANY, "name of the time column of a table"),
-    "data.cache_dir": Field("", str, ANY, "where prepared data is kept; empty: the user's cache folder"),
-    "data.split": Field(
-        "temporal", str, one_of("temporal", "leave_one_out"), "the test: the last rows of all, or each user's last row"
-    ),
-    "data.test_fraction": Field(0.05, float, FRACTION, "share of the rows that are the test (temporal split)"),
-    "data.valid_fraction": Field(0.05, float, FRACTION, "share of the rows before them that are validation"),
-    "data.min_user_rows": Field(2, int, at_least(1), "users with fewer rows are dropped, again and again"),
-    "data.min_item_rows": Field(5, int, at_least(1), "items with fewer rows are dropped, again and again"),
-    "data.drop_repeats": Field(True, bool, ANY, "drop a row that repeats the item just before it"),
-    "data.session_gap_seconds": Field(0.0, float, NOT_NEGATIVE, "a longer pause starts a new session; 0: no sessions"),
-    "data.event": Field("", str, ANY, "keep only this event of a file with events; empty: all"),
-    "data.recent_days": Field(7.0, float, POSITIVE, "last days of training that the recent baseline counts"),
-    "data.stream": Field(
-        "auto",
-        str,
-        one_of("auto", "on", "off"),
-        "the host reads the batches from the prepared files, ahead of the steps, and the training "
-        "data is not on the device; auto: where it would take a quarter of the free memory",
-    ),
-    "data.synthetic.num_rows": Field(100_000, int, at_least(1), "rows of the synthetic data (format=synthetic)"),
-    "data.synthetic.num_users": Field(2_000, int, at_least(1), "its users"),
-    "data.synthetic.num_items": Field(1_000, int, at_least(2), "its items"),
-    "data.synthetic.seed": Field(0, int, at_least(0, 2**32 - 1), "its seed"),
-    "sampler.num_in_batch": Field(10, int, at_least(0, 10**6), "in-batch negatives, where a method draws any"),
-    "sampler.num_uniform": Field(100, int, at_least(0, 10**6), "uniform negatives, where a method draws any"),
-    "sampler.num_popularity": Field(
-        50, int, at_least(0, 10**6), "negatives of popularity, inverse_popularity and popularity_cohort"
-    ),
-    "sampler.num_kept": Field(
-        5, int, at_least(1, 10**6), "candidates kept (adaptive, adaptive_mixed, softmax_hard); M of dns"
-    ),
-    "sampler.scope": Field(
-        "sequence",
-        str,
-        one_of("sequence", "position", "batch"),
-        "who shares one set of negatives: a sequence's positions, nobody, or the batch",
-    ),
-    "sampler.pool": Field(
-        None, str, one_of(*DISTRIBUTIONS, "mixed"), "what adaptive, dns and softmax_hard choose from"
-    ),
-    "sampler.mixture": Field(("in_batch", "uniform"), tuple, PARTS, "what the mixed pools are made of, side by side"),
-    "sampler.mixed_exclude": Field(
-        None, str, one_of("history", "targets"), "what the uniform part of a mixed pool leaves out"
-    ),
-    "sampler.dns_form": Field(
-        "average", str, one_of("average", "random_one"), "dns keeps the top M, or one of them at random"
-    ),
-    "sampler.rho": Field(0.5, float, NOT_NEGATIVE, "hardness of softmax_hard; 0: all of the pool alike"),
-    "sampler.exponent": Field(
-        1.0,
-        float,
-        Rule("0 or more, 10 at most", lambda value: 0 <= value <= 10),
-        "popularity draws by frequency to this power",
-    ),
-    "model.width": Field(50, int, at_least(1, 10**4), "width of the embeddings and of every layer"),
-    "model.num_blocks": Field(2, int, at_least(1, 1000), "transformer blocks"),
-    "model.num_heads": Field(1, int, at_least(1, 10**4), "attention heads; they divide the width"),
-    "model.max_len": Field(50, int, at_least(1, 10**5), "last items of a history that the model sees"),
-    "model.compute": Field(
-        "float32",
-        str,
-        one_of("float32", "bfloat16"),
-        "precision of the encoder's products; weights, sums and scores stay float32",
-    ),
-    "model.dropout": Field(0.2, float, BELOW_ONE, "dropout of embeddings, attention and feed-forward layers"),
-    "optimizer.b1": Field(0.9, float, BELOW_ONE, "Adam's decay of the mean"),
-    "optimizer.b2": Field(0.98, float, BELOW_ONE, "Adam's decay of the variance"),
-    "optimizer.epsilon": Field(1e-8, float, POSITIVE, "Adam's epsilon"),
-    "optimizer.tensorflow_epsilon": Field(None, bool, ANY, "epsilon without bias correction, as in TensorFlow 1"),
-    "optimizer.item_table": Field(
-        None,
-        str,
-        one_of("auto", "dense", "sparse"),
-        "Adam moves all items' rows, or only those that a step looks up (LazyAdam); auto: sparse for a large catalogue",
-    ),
-    "optimizer.moments": Field(
-        "float32",
-        str,
-        one_of("float32", "bfloat16", "int8"),
-        "how a sparse item table keeps Adam's moments: in 8, 4 or 2 bytes a weight",
-    ),
-    "loss.name": Field("bce", str, one_of(*LOSSES), "the loss (the list above)"),
-    "loss.negative_weight": Field(1.0, float, NOT_NEGATIVE, "weight of the negatives' term (bce, gbce)"),
-    "loss.negative_reduction": Field(
-        "auto",
-        str,
-        one_of("auto", "mean", "sum"),
-        "how bce and gbce join their negatives; auto: mean, and sum for gbce",
-    ),
-    "loss.calibration": Field(
-        0.75, float, Rule("from 0 to 1", lambda value: 0 <= value <= 1), "gbce's t; 0: plain bce"
-    ),
-    "loss.score_penalty": Field(1.0, float, NOT_NEGATIVE, "weight of the squared scores (bpr_max)"),
-    "loss.temperature": Field(1.0, float, POSITIVE, "infonce divides its scores by it"),
-    "loss.chunk": Field(1024, int, at_least(1, 10**6), "items that full_softmax scores at a time"),
-    "loss.count_pads": Field(None, bool, ANY, "padded positions join the means"),
-    "loss.keep_unselected": Field(None, bool, ANY, "candidates that were not kept join the mean as constants"),
-    "eval.ks": Field((10,), tuple, KS, "the K of HR@K and its kin; 10 always joins them"),
-    "eval.opauc_betas": Field((), tuple, SHARES, "columns opauc@beta: AUC up to these false positive rates; 1: AUC"),
-    "eval.filter_seen": Field(False, bool, ANY, "leave a user's earlier items out of the ranking"),
-    "eval.rolling_history": Field(False, bool, ANY, "a test user's earlier test items join the history"),
-    "eval.max_users": Field(
-        0,
-        int,
-        at_least(0),
-        "rank the cases of this many users of each split only, drawn at random and the same in every run; 0: of all",
-    ),
-    "eval.memory_mb": Field(256, int, at_least(1, 10**6), "bound on the scores held at once"),
-    "eval.empty_balance": Field(
-        None,
-        float,
-        Rule("nan or 1", lambda value: math.isnan(value) or value == 1),
-        "Balance where nothing is hit, or a cohort is empty",
-    ),
-}
-
-# Where the release differs from the paper: (this project's value, the release's). `reference` picks; a set field wins.
-BY_REFERENCE = {
-    "sampler.pool": ("uniform", "in_batch"),
-    "sampler.mixed_exclude": ("history", "targets"),
-    "optimizer.tensorflow_epsilon": (False, True),
-    "optimizer.item_table": ("auto", "dense"),
-    "loss.count_pads": (False, True),
-    "loss.keep_unselected": (False, True),
-    "eval.empty_balance": (math.nan, 1.0),
-}
+_asked = []  # the model that the command line names, while its config file runs
 
 
-def base() -> config_dict.ConfigDict:
-    """A locked config of every field's default: what a config file starts from."""
+@contextlib.contextmanager
+def asked_model(name: str | None) -> Iterator[None]:
+    """While a config file runs: the model that `--config.model.name` names, or None."""
+    _asked.append(name)
+    try:
+        yield
+    finally:
+        _asked.pop()
+
+
+def base(model: str = DEFAULT_MODEL) -> config_dict.ConfigDict:
+    """A locked config of every field's default for a model: what a config file starts from. Raises InputError."""
+    known_model(model)
     config = config_dict.ConfigDict()
-    for name, field in FIELDS.items():
+    for name, field in FIELDS[model].items():
         *groups, leaf = name.split(".")
         node = config
         for group in groups:
             if group not in node:
                 node[group] = config_dict.ConfigDict()
             node = node[group]
-        node[leaf] = config_dict.placeholder(field.kind) if field.default is None else field.default
+        node[leaf] = config_dict.placeholder(field.kind) if field.release else field.default
     return config.lock()
 
 
-def parse_arg(arg: str | None) -> str:
-    """The method named by a config file's argument, as in `configs/ml1m.py:mixed`; adaptive_mixed for none.
+def split_arg(arg: str | None, method: str = DEFAULT_METHOD) -> tuple[str, str]:
+    """The method and the model that a config file's argument names, as in `configs/ml1m.py:mixed,gru4rec`.
 
-    Raises InputError for a method that is not known.
+    Either may be left out: `method`, and the model of `--config.model.name` or else sasrec. Raises InputError for
+    a name that is not known, for two methods or models, and where the argument and the flag name different models.
     """
-    method = arg or DEFAULT_METHOD
-    if method not in METHODS:
-        raise InputError(f"unknown method {method!r}{_nearest(method, METHODS)}; known: {', '.join(METHODS)}")
-    return method
+    names = [name.strip() for name in arg.split(",")] if arg else []
+    both = [*METHODS, *MODELS]
+    for name in names:
+        if name not in both:
+            known = f"known methods: {', '.join(METHODS)}; known models: {', '.join(MODELS)}"
+            raise InputError(f"unknown method or model {name!r}{_nearest(name, both)}; {known}")
+    found = [[name for name in names if name in known] for known in (METHODS, MODELS)]
+    for kind, named in zip(("method", "model"), found, strict=True):
+        if len(named) > 1:
+            raise InputError(f"the config's argument {arg!r} names two {kind}s: one of {' and '.join(named)}")
+    asked = _asked[-1] if _asked else None
+    model = found[1][0] if found[1] else asked or DEFAULT_MODEL
+    if asked and model != asked:
+        raise InputError(f"the config's argument names the model {model}, and --config.model.name names {asked}")
+    return (found[0][0] if found[0] else method), known_model(model)
+
+
+def parse_arg(arg: str | None) -> str:
+    """The method of `split_arg`."""
+    return split_arg(arg)[0]
+
+
+def known_model(name: str) -> str:
+    """The name. Raises InputError, with the known ones, for one that is not known."""
+    if name not in MODELS:
+        raise InputError(f"unknown model {name!r}{_nearest(name, MODELS)}; known: {', '.join(MODELS)}")
+    return name
+
+
+def known_method(name: str) -> str:
+    """The name. Raises InputError, with the known ones, for one that is not known."""
+    if name not in METHODS:
+        raise InputError(f"unknown method {name!r}{_nearest(name, METHODS)}; known: {', '.join(METHODS)}")
+    return name
 
 
 def parse_methods(text: str) -> list[str]:
@@ -284,7 +105,13 @@ def parse_methods(text: str) -> list[str]:
     Raises InputError for a method that is not known.
     """
     named = {"all": list(METHODS), "paper": list(PAPER_METHODS)}.get(text, text.split(","))
-    return [parse_arg(name.strip() or repr(name)) for name in named]
+    return [known_method(name.strip()) for name in named]
+
+
+def parse_models(text: str) -> list[str]:
+    """The models that a list names: "all", or names with commas between them. Raises InputError for an unknown one."""
+    named = list(MODELS) if text == "all" else text.split(",")
+    return [known_model(name.strip()) for name in named]
 
 
 def use_method(config: config_dict.ConfigDict, method: str, settings: Mapping[str, Any]) -> config_dict.ConfigDict:
@@ -294,14 +121,26 @@ def use_method(config: config_dict.ConfigDict, method: str, settings: Mapping[st
     return config
 
 
-def known(name: str) -> Field:
+def changed(config: Mapping[str, Any], values: Mapping[str, Any]) -> config_dict.ConfigDict:
+    """A config with other values of some fields, {field name: value}."""
+    flat = flatten(config) | dict(values)
+    other = base(model_of(flat))
+    other.update_from_flattened_dict(flat)
+    return other
+
+
+def known(name: str, model: str = DEFAULT_MODEL) -> Field:
     """The field of that dotted name. Raises InputError, with the nearest name, where there is none."""
-    if name in FIELDS:
-        return FIELDS[name]
-    inside = [field for field in FIELDS if field.startswith(name + ".")]
+    fields = FIELDS[model]
+    if name in fields:
+        return fields[name]
+    inside = [field for field in fields if field.startswith(name + ".")]
     if inside:
         raise InputError(f"config.{name} is a group of fields: set one of {', '.join(inside)}")
-    raise InputError(f"config has no field {name!r}{_nearest(name, FIELDS)}; --help lists them all")
+    if name.startswith("model."):
+        own = ", ".join(field for field in fields if field.startswith("model."))
+        raise InputError(f"{model} has no config.{name}{_nearest(name, fields)}; it has {own}")
+    raise InputError(f"config has no field {name!r}{_nearest(name, fields)}; --help lists them all")
 
 
 def allowed(field: Field) -> str:
@@ -319,15 +158,17 @@ def shown(value: Any) -> str:
 def validate(config: Mapping[str, Any]) -> None:
     """Raises one InputError that names every wrong value of the config, with what is allowed."""
     values = flatten(config)
+    model = known_model(model_of(values))
+    fields = FIELDS[model]
     for name in values:
-        known(name)
-    missing = [name for name in FIELDS if name not in values]
+        known(name, model)
+    missing = [name for name in fields if name not in values]
     if missing:
         raise InputError(f"config lacks the fields {', '.join(missing)}: start from jaxneg.config.base()")
     wrong = [
-        f"config.{name}={shown(value)} is not allowed: {allowed(FIELDS[name])}"
+        f"config.{name}={shown(value)} is not allowed: {allowed(fields[name])}"
         for name, value in values.items()
-        if not _fits(value, FIELDS[name])
+        if not _fits(value, fields[name])
     ]
     wrong = wrong or _conflicts(values)
     if wrong:
@@ -344,7 +185,7 @@ def resolve(config: Mapping[str, Any]) -> config_dict.FrozenConfigDict:
     validate(config)
     values = flatten(config)
     values["eval.ks"] = tuple(sorted({10, *values["eval.ks"]}))
-    resolved = base()
+    resolved = base(model_of(values))
     for name, choices in BY_REFERENCE.items():
         if values[name] is None:
             values[name] = choices[values["reference"]]
@@ -364,26 +205,19 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def distributions(values: Mapping[str, Any]) -> tuple[str, ...]:
-    """The distributions that the method of a flat config draws from, side by side; none for catalogue."""
-    pool = values["sampler.pool"] or BY_REFERENCE["sampler.pool"][values["reference"]]
-    method = values["method"]
-    if method == "catalogue":
-        return ()
-    if method in ("mixed", "adaptive_mixed") or (method in BY_SCORE and pool == "mixed"):
-        return values["sampler.mixture"]
-    return (pool,) if method in BY_SCORE else (method,)
-
-
 def label(config: Mapping[str, Any]) -> str:
-    """How results name a run: the method, and the loss where it is not bce, so that tables keep them apart."""
-    return config["method"] if config["loss"]["name"] == "bce" else f"{config['method']}+{config['loss']['name']}"
+    """How results name a run: the method, the model if it is not sasrec, and the loss if it is not bce.
+
+    As in "mixed", "gru4rec/mixed" and "gru4rec/mixed+bpr", so that tables keep them apart.
+    """
+    model, loss = config["model"]["name"], config["loss"]["name"]
+    return ("" if model == DEFAULT_MODEL else f"{model}/") + config["method"] + ("" if loss == "bce" else f"+{loss}")
 
 
 def _fits(value: Any, field: Field) -> bool:
     """Whether a value has a field's type and obeys its rule; unset is right where the default is unset."""
     if value is None:
-        return field.default is None
+        return field.release is not None
     if field.kind is float:
         return is_number(value) and field.rule.holds(value)
     right_type = isinstance(value, field.kind) and (field.kind is bool or not isinstance(value, bool))
@@ -395,7 +229,7 @@ def _conflicts(values: Mapping[str, Any]) -> list[str]:
     wrong = []
     drawn = [DISTRIBUTIONS[part] for part in distributions(values)]
     pool = sum(values[name] for name in drawn)
-    width, heads, kept = values["model.width"], values["model.num_heads"], values["sampler.num_kept"]
+    width, heads, kept = values.get("model.width", 1), values.get("model.num_heads", 1), values["sampler.num_kept"]
     if width % heads:
         wrong.append(f"config.model.num_heads={heads} must divide config.model.width={width}")
     wrong += [
@@ -470,7 +304,7 @@ def _loss_conflicts(values: Mapping[str, Any]) -> list[str]:
     if loss != "bce" and keep_unselected:
         wrong.append(f"config.loss.keep_unselected=True is a form of bce only: set it false for {loss}")
     for name in ("loss.negative_weight", "loss.negative_reduction"):
-        if loss not in TWO_TERMS and values[name] != FIELDS[name].default:
+        if loss not in TWO_TERMS and values[name] != FIELDS[model_of(values)][name].default:
             wrong.append(
                 f"config.{name}={values[name]!r} needs a loss whose negatives are a term of their own: "
                 f"{' or '.join(TWO_TERMS)}, not {loss}"

@@ -1,7 +1,7 @@
 """The data as a run has them: what it trains on, on the devices or streamed, and the cases that are ranked."""
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -10,8 +10,10 @@ from jaxneg.data import dataset as data
 from jaxneg.data import stream
 from jaxneg.devices import hosts, memory
 from jaxneg.devices import mesh as mesh_lib
+from jaxneg.errors import InputError
+from jaxneg.models import base
 from jaxneg.training import step as training
-from jaxneg.types import Dataset, EvalCases
+from jaxneg.types import Dataset, EvalCases, HistoryRows
 
 SPLITS = ("valid", "test")
 STREAM_SHARE = 0.25  # of what is free: data beyond that is streamed, so that weights and activations have room
@@ -28,43 +30,60 @@ class Split(NamedTuple):
     cold: np.ndarray  # [C] never seen in training
 
 
-class Held(NamedTuple):
+class Inputs(NamedTuple):
     """The data as the run has them, still on the host."""
 
     rows: data.Rows
     dataset: Dataset | None  # None: batches are streamed
     stream: stream.Stream | None
-    items: Any  # what the histories of the cases are windows of
+    history_rows: HistoryRows  # what the histories of the cases are windows of
     splits: dict[str, Split]
     history_size: int  # at least the longest history
 
 
-def hold(config, layout: mesh_lib.Layout, prepared: data.Prepared, pool_size: int | None) -> Held:
-    """The training data, as a dataset or as a stream, and what is evaluated."""
-    num_items, rows = prepared.num_items, data.training_rows(prepared)
-    splits = make_splits(prepared, config.eval.rolling_history, config.eval.max_users, layout.mesh.shape["data"])
-    if not is_streamed(config, prepared, layout):
+def make_inputs(
+    config, layout: mesh_lib.Layout, model: base.Model, prepared: data.Prepared, pool_size: int | None
+) -> Inputs:
+    """The training data, as a dataset or as a stream, and what is evaluated. Raises InputError."""
+    num_items, with_times = prepared.num_items, "times" in model.needs
+    rows = data.training_rows(prepared, with_times)
+    splits = make_splits(
+        prepared, config.eval.rolling_history, config.eval.max_users, layout.mesh.shape["data"], with_times
+    )
+    by_row = model.objective.unit == "interaction"
+    if not is_streamed(config, prepared, layout, model):
         if layout.mesh.shape["data"] > 1:
-            dataset, history_size, splits = dealt_out(layout, rows, splits, num_items)
+            dataset, history_size, splits = shard_by_user(layout, rows, splits, num_items, by_row)
         else:
-            dataset = data.training_set(prepared)
+            dataset = data.training_set(prepared, by_row, with_times)
             history_size = data.longest_history(dataset)
-        return Held(rows, dataset, None, dataset.items, splits, history_size)
+        return Inputs(rows, dataset, None, HistoryRows(dataset.items, dataset.times), splits, history_size)
     history_size = data.longest_history_of_rows(rows, num_items)
     draw = functools.partial(
-        training.draw_users, batch_size=config.batch_size, num_users=len(rows.train_users), pool_size=pool_size
+        training.draw_places, batch_size=config.batch_size, num_users=len(rows.train_users), pool_size=pool_size
     )
-    blocks = stream.Stream(
-        rows, jax.jit(draw), layout.num_rows, config.batch_size, config.model.max_len, num_items, history_size
-    )
-    looked_at = None if config.eval.filter_seen else config.model.max_len
-    items, cases = stream.evaluated_rows(rows.items, [split.cases for split in splits.values()], looked_at)
+    length = model.max_len + model.objective.extra
+    blocks = stream.Stream(rows, jax.jit(draw), layout.num_rows, config.batch_size, length, num_items, history_size)
+    looked_at = None if config.eval.filter_seen else model.query_len or model.max_len
+    columns = [rows.items, *([rows.times] if with_times else [])]
+    columns, cases = stream.evaluated_rows(columns, [split.cases for split in splits.values()], looked_at)
     splits = {name: split._replace(cases=own) for (name, split), own in zip(splits.items(), cases, strict=True)}
-    return Held(rows, None, blocks, mesh_lib.split(layout, "data", items), splits, history_size)
+    columns = HistoryRows(*(mesh_lib.split(layout, "data", column) for column in columns))
+    return Inputs(rows, None, blocks, columns, splits, history_size)
 
 
-def is_streamed(config, prepared: data.Prepared, layout: mesh_lib.Layout) -> bool:
-    """What `data.stream` comes to: auto compares the training data with the memory that is free."""
+def is_streamed(config, prepared: data.Prepared, layout: mesh_lib.Layout, model: base.Model) -> bool:
+    """Whether batches are streamed, by `data.stream`: auto compares the training data with the memory that is free.
+
+    Raises InputError for a model that draws interactions, which are not streamed.
+    """
+    if model.objective.unit != "user":
+        if config.data.stream == "on":
+            raise InputError(
+                "config.data.stream is on, and the model draws single interactions, which are not "
+                "streamed: use off, or config.model.unit=user"
+            )
+        return False
     if config.data.stream != "auto":
         return config.data.stream == "on"
     there = available_bytes(layout)
@@ -83,8 +102,8 @@ def copies_on(layout: mesh_lib.Layout) -> int:
     return len(devices) if devices[0].platform == "cpu" else 1
 
 
-def dealt_out(
-    layout: mesh_lib.Layout, rows: data.Rows, splits: dict[str, Split], num_items: int
+def shard_by_user(
+    layout: mesh_lib.Layout, rows: data.Rows, splits: dict[str, Split], num_items: int, by_row: bool
 ) -> tuple[Dataset, int, dict[str, Split]]:
     """(dataset, longest history, splits) where the devices of the data axis each hold some users' rows.
 
@@ -112,36 +131,42 @@ def dealt_out(
     starts, ends, train_users, *history = (
         mesh_lib.split(layout, "data", one) for one in (*bounds, rows.train_users, start, start + length)
     )
-    items, own_histories = (
-        mesh_lib.from_parts(layout, "data", {part: share[field] for part, share in shares.items()}, size)
-        for field, size in ((0, num_rows), (2, num_history))
-    )
+    before_users = mesh_lib.split(layout, "data", data.rows_before(rows)) if by_row else None
+
+    def in_parts(values, size):
+        return mesh_lib.from_parts(layout, "data", values, size)
+
+    items = in_parts({part: share[0] for part, share in shares.items()}, num_rows)
+    own_histories = in_parts({part: share[2] for part, share in shares.items()}, num_history)
+    times = None
+    if rows.times is not None:
+        times = in_parts({part: rows.times[slice(*first_row[part : part + 2])] for part in own_parts}, num_rows)
     for name, split in splits.items():
         cases = split.cases
         part = np.searchsorted(first_row, cases.history_start, side="right") - 1
         where = (moved(bound, part) for bound in (cases.history_start, cases.history_end))
         splits[name] = split._replace(cases=EvalCases(*where, *cases[2:]))
-    return Dataset(items, starts, ends, train_users, own_histories, *history), int(length.max()), splits
+    dataset = Dataset(items, starts, ends, train_users, own_histories, *history, before_users, times)
+    return dataset, int(length.max()), splits
 
 
-def make_splits(prepared: data.Prepared, rolling: bool, max_users: int, parts: int = 1) -> dict[str, Split]:
+def make_splits(
+    prepared: data.Prepared, rolling: bool, max_users: int, parts: int = 1, with_times: bool = False
+) -> dict[str, Split]:
     """The cases of every split, of equal shapes, each split cut in `parts` of equal shapes for as many devices."""
-    found = {name: data.evaluation_cases(prepared, name, rolling, max_users) for name in SPLITS}
+    found = {name: data.evaluation_cases(prepared, name, rolling, max_users, with_times) for name in SPLITS}
     cut = {name: data.cut_cases(cases, parts) for name, cases in found.items()}
-    sizes = [
-        max(len(field) for pieces in cut.values() for field in (piece[index] for piece in pieces))
-        for index in range(len(EvalCases._fields))
-    ]
+    pieces = [piece for own in cut.values() for piece in own]
+    sizes = jax.tree.map(lambda *fields: max(map(len, fields)), *pieces)
     splits = {}
     for name, cases in found.items():
-        padded = EvalCases(
-            *(
-                np.concatenate([np.pad(field, (0, size - len(field))) for field in fields])
-                for fields, size in zip(zip(*cut[name], strict=True), sizes, strict=True)
-            )
+        padded = jax.tree.map(
+            lambda size, *fields: np.concatenate([np.pad(field, (0, size - len(field))) for field in fields]),
+            sizes,
+            *cut[name],
         )
         numbers = [len(piece.targets) for piece in cut[name]]
-        place = np.concatenate([part * sizes[-1] + np.arange(number) for part, number in enumerate(numbers)])
+        place = np.concatenate([part * sizes.targets + np.arange(number) for part, number in enumerate(numbers)])
         cold = np.asarray(prepared.item_counts)[cases.targets] == 0
         cohorts = np.asarray(prepared.item_cohorts)[cases.targets]
         splits[name] = Split(padded, place, cases.users, cases.targets, cohorts, cold)

@@ -10,12 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from jaxneg import files
+from jaxneg import files, settings
 from jaxneg.devices import hosts
 from jaxneg.devices import mesh as mesh_lib
 from jaxneg.errors import InputError
 from jaxneg.evaluation import rows as results
 from jaxneg.run import checkpoint, outputs, signals, workdir
+from jaxneg.run import config as config_lib
 from jaxneg.run.checkpoint import Progress
 from jaxneg.run.inputs import SPLITS
 from jaxneg.run.programs import Plan, drawn_from
@@ -158,7 +159,7 @@ def tell_of_checkpoints(checkpoints: checkpoint.Checkpoints, progress: Progress)
 
 def describe(plan: Plan) -> str:
     """What the progress bar is headed by."""
-    method, seeds, number = plan.config.method, plan.seeds, plan.config.num_seeds
+    method, seeds, number = config_lib.label(plan.config), plan.seeds, plan.config.num_seeds
     return method if len(seeds) == number else f"{method}, seeds {seeds.start} to {seeds.stop - 1} of {number}"
 
 
@@ -169,11 +170,9 @@ def evaluation_epochs(config) -> list[int]:
 
 def checkpoint_record(plan: Plan, record: dict) -> dict:
     """What a checkpoint belongs to: it is refused by a run of which this differs."""
-    free = (*workdir.FREE_SETTINGS, *workdir.GROWING_SETTINGS)
-    settings = {name: value for name, value in record["config"].items() if name not in free}
-    return json.loads(
-        json.dumps({"config": settings, "data": record["data"], "seeds": [plan.seeds.start, plan.seeds.stop]})
-    )
+    free = (*settings.FREE, *workdir.GROWING_SETTINGS)
+    own = {name: value for name, value in workdir.plain_settings(record["config"]).items() if name not in free}
+    return json.loads(json.dumps({"config": own, "data": record["data"], "seeds": [plan.seeds.start, plan.seeds.stop]}))
 
 
 def resume(plan: Plan, checkpoints: checkpoint.Checkpoints, about: dict) -> tuple[training.TrainState, Progress]:
@@ -211,7 +210,7 @@ def evaluate_seeds(plan: Plan, epoch: int, state: training.TrainState, progress:
     """
     start, step = time.perf_counter(), epoch * plan.steps_per_epoch
     weights = plan.programs.weights(state.params)
-    computed = {split: plan.programs.evaluate(weights, plan.items, plan.splits[split].cases) for split in SPLITS}
+    computed = {split: plan.programs.evaluate(weights, plan.history_rows, plan.splits[split].cases) for split in SPLITS}
     if not computed_before(computed, received):
         return None
     ranked = {split: [seeds_own(plan, part) for part in parts] for split, parts in computed.items()}

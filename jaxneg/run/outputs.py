@@ -116,5 +116,6 @@ def seed_row(config, metrics: list[dict], progress: Progress, failed_step: int) 
         extra={
             "eval_seconds": progress.eval_seconds / len(progress.best_valid),
             "failed_step": failed_step if failed else None,
+            "model": config.model.name,
         },
     )

@@ -3,7 +3,7 @@
 import functools
 import math
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -11,23 +11,24 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxneg import losses, samplers
+from jaxneg import losses, models, samplers
 from jaxneg.data import dataset as data
 from jaxneg.data import stream
 from jaxneg.devices import hosts
 from jaxneg.devices import mesh as mesh_lib
 from jaxneg.errors import InputError
 from jaxneg.evaluation import ranks as ranking
-from jaxneg.models import sasrec
+from jaxneg.models import base
 from jaxneg.optim import adam as adam_lib
 from jaxneg.optim import compressed, row_tables
 from jaxneg.run import config as config_lib
 from jaxneg.run import inputs as run_inputs
-from jaxneg.run.inputs import Held, Split
+from jaxneg.run.inputs import Inputs, Split
+from jaxneg.settings import distributions
 from jaxneg.training import buckets
 from jaxneg.training import loop as training_loop
 from jaxneg.training import step as training
-from jaxneg.types import Dataset
+from jaxneg.types import Dataset, HistoryRows
 
 CHOSEN_AT_RANDOM = ("dns", "softmax_hard")  # or may be: each position has its own choice
 BUCKET_OVERFLOW = 1e-3  # chance that a batch is too long for one of its buckets and has to be padded
@@ -40,8 +41,8 @@ class Programs(NamedTuple):
 
     init: Any  # (keys, hyper) -> state
     advance: Any  # (number of steps, state, tables, dataset or stream.Block) -> state
-    weights: Any  # state's params -> {"item_table": [S, V+1, D], "encoder": ...}, however they are kept
-    evaluate: Any  # (weights, items, cases) -> num_above [C], num_tied [C], exposure [K, V+1] (and fill)
+    weights: Any  # state's params -> {"tables": {"item": [S, V+1, D]}, "network": ...}, however they are kept
+    evaluate: Any  # (weights, HistoryRows, cases) -> num_above [C], num_tied [C], exposure [K, V+1] (and fill)
 
 
 class Plan(NamedTuple):
@@ -54,11 +55,11 @@ class Plan(NamedTuple):
     programs: Programs
     dataset: Dataset | None  # None: batches are streamed
     stream: stream.Stream | None  # where they are
-    items: Any  # what the histories of the cases are windows of
+    history_rows: HistoryRows  # what the histories of the cases are windows of
     tables: Any
     splits: dict[str, Split]
     item_counts: np.ndarray
-    hyper: training.Hyper
+    hyper: training.HyperParams
     steps_per_epoch: int
 
     @property
@@ -69,50 +70,57 @@ class Plan(NamedTuple):
 class Parts(NamedTuple):
     """What a config names, made."""
 
-    model: sasrec.SASRec
+    model: base.Model
     method: samplers.Method
+    loss: Callable
+    storage: row_tables.TableStorage
     optimizer: optax.GradientTransformation
-    item_table: row_tables.ItemTable
+    layout: mesh_lib.Layout
 
 
 def make_plan(config, folder: pathlib.Path, prepared: data.Prepared, seeds: range) -> Plan:
     """The plan for these seeds, its data still on the host; compiles nothing yet. Raises InputError."""
     num_items, counts = prepared.num_items, np.asarray(prepared.item_counts)
-    layout = seed_layout(config, len(seeds))
-    steps_per_epoch = count_steps(config, prepared.num_users)
+    parts = make_parts(config, seed_layout(config, len(seeds)), num_items)
+    steps_per_epoch = count_steps(config, parts.model, prepared)
     pool_size = None if math.isinf(config.osf) else max(1, math.floor(config.osf * steps_per_epoch))
-    parts = make_parts(config, layout, num_items)
-    held = run_inputs.hold(config, layout, prepared, pool_size)
-    targets = count_targets(config, held.rows, num_items)
-    tables = split_by_item(layout, parts.method.proposal.init(counts, targets), num_items)
-    step = make_step(config, layout, parts, held, num_items, len(seeds), steps_per_epoch, pool_size)
+    inputs = run_inputs.make_inputs(config, parts.layout, parts.model, prepared, pool_size)
+    targets = count_targets(config, parts.model, inputs.rows, num_items)
+    tables = split_by_item(parts.layout, parts.method.proposal.init(counts, targets), num_items)
+    step = make_step(config, parts, inputs, num_items, len(seeds), steps_per_epoch, pool_size)
     seen = run_inputs.max_history(prepared, config.eval.rolling_history) if config.eval.filter_seen else 0
-    programs = make_programs(config, layout, parts, held, step, tables, num_items, seen)
-    hyper = training.Hyper(
+    programs = make_programs(config, parts, inputs, step, tables, prepared, seen)
+    hyper = training.HyperParams(
         learning_rate=np.float32(config.learning_rate),
-        dropout=np.float32(config.model.dropout),
+        dropout=np.float32(config.model.get("dropout", 0.0)),
         negative_weight=np.float32(config.loss.negative_weight),
     )
     return Plan(
         config,
         folder,
         seeds,
-        layout,
+        parts.layout,
         programs,
-        held.dataset,
-        held.stream,
-        held.items,
+        inputs.dataset,
+        inputs.stream,
+        inputs.history_rows,
         tables,
-        held.splits,
+        inputs.splits,
         counts,
         hyper,
         steps_per_epoch,
     )
 
 
-def count_steps(config, num_users: int) -> int:
-    """Steps of an epoch. Raises InputError where those of all epochs are too many to count."""
-    steps_per_epoch = max(1, num_users // config.batch_size)
+def count_steps(config, model: base.Model, prepared: data.Prepared) -> int:
+    """Steps of an epoch: one for every batch_size users, or for every batch_size training rows that can be drawn.
+
+    Raises InputError where those of all epochs are too many to count.
+    """
+    number = prepared.num_users
+    if model.objective.unit == "interaction":
+        number = int(data.rows_before(data.training_rows(prepared))[-1])
+    steps_per_epoch = max(1, number // config.batch_size)
     if config.num_epochs * steps_per_epoch > MOST_STEPS:
         most = MOST_STEPS // steps_per_epoch
         raise InputError(
@@ -123,84 +131,129 @@ def count_steps(config, num_users: int) -> int:
 
 
 def make_parts(config, layout: mesh_lib.Layout, num_items: int) -> Parts:
-    """The model, the method, Adam and the form of the item table."""
-    settings = samplers.Settings(**{name: config.sampler[name] for name in samplers.Settings._fields})
-    adam = config.optimizer
-    split = functools.partial(mesh_lib.split, layout, "model")
+    """The components that a config names. Raises InputError where they do not go together."""
+    method_settings = samplers.Settings(**{name: config.sampler[name] for name in samplers.Settings._fields})
+    loss_settings = losses.Settings(**{name: config.loss[name] for name in losses.Settings._fields})
+    model_settings = {name: value for name, value in config.model.items() if name != "name"}
+    model = models.make(config.model.name, model_settings, num_items)
+    method = samplers.make(config.method, num_items, method_settings)
+    if method.num_candidates == 0 and model.score is not base.dot:
+        raise InputError(
+            f"config.model.name={config.model.name} scores by no dot product, which loss full_softmax needs: name a "
+            "method that draws negatives"
+        )
+    unselected = method.num_candidates - method.num_kept if config.loss.keep_unselected else 0
+    adam, form = config.optimizer, item_table_form(config, num_items)
+    whole = {"loss.l2": config.loss.l2, "optimizer.weight_decay": adam.weight_decay}
+    for name, value in whole.items():
+        if value and form == "sparse":
+            raise InputError(
+                f"config.{name}={value:g} moves every row at each step, and optimizer.item_table is sparse: "
+                "set it to dense"
+            )
     return Parts(
-        model=sasrec.SASRec(**{name: config.model[name] for name in sasrec.SETTINGS}),
-        method=samplers.make(config.method, num_items, settings),
+        model=model,
+        method=method,
+        loss=losses.make(config.loss.name, num_items, loss_settings, unselected),
+        storage=compressed.storage(form, adam.moments, functools.partial(mesh_lib.split, layout, "model")),
         optimizer=adam_lib.adam(adam.b1, adam.b2, adam.epsilon, adam.tensorflow_epsilon),
-        item_table=compressed.item_table(item_table_form(config, num_items), adam.moments, split),
+        layout=layout,
     )
 
 
 def make_step(
     config,
-    layout: mesh_lib.Layout,
     parts: Parts,
-    held: Held,
+    inputs: Inputs,
     num_items: int,
     num_seeds: int,
     steps_per_epoch: int,
     pool_size: int | None,
 ) -> training.Step:
     """The training step of one seed."""
-    loss_settings = losses.Settings(**{name: config.loss[name] for name in losses.Settings._fields})
-    num_candidates = parts.method.num_candidates
-    unselected = num_candidates - parts.method.num_kept if config.loss.keep_unselected else 0
-    cut = make_buckets(config, held.rows, num_seeds, layout.devices_per_seed)
-    turns = choose_turns(config, layout, cut, num_candidates)
-    return training.make_step(
-        model=parts.model,
+    model, layout = parts.model, parts.layout
+    cut = make_buckets(config, model, inputs.rows, num_seeds, layout.devices_per_seed)
+    num_microbatches = choose_microbatches(config, layout, model, cut, parts.method.num_candidates)
+    return training.Step(
+        model=model,
         method=parts.method,
-        loss=losses.make(config.loss.name, num_items, loss_settings, unselected),
+        loss=parts.loss,
         optimizer=parts.optimizer,
-        item_table=parts.item_table,
-        part=mesh_lib.part_of_batch(layout),
         batch_size=config.batch_size,
         num_items=num_items,
-        history_size=held.history_size,
-        buckets=make_buckets(config, held.rows, num_seeds, layout.devices_per_seed * turns),
-        turns=turns,
+        history_size=inputs.history_size,
+        storage=parts.storage,
+        shard=mesh_lib.batch_shard(layout),
+        buckets=make_buckets(config, model, inputs.rows, num_seeds, layout.devices_per_seed * num_microbatches),
+        num_microbatches=num_microbatches,
         pool_size=pool_size,
         half_life=config.learning_rate_half_life * steps_per_epoch,
         count_pads=config.loss.count_pads,
-        streamed=held.stream is not None,
+        streamed=inputs.stream is not None,
+        l2=config.loss.l2,
+        l2_rows=config.loss.l2_rows,
+        weight_decay=config.optimizer.weight_decay,
     )
+
+
+def score_of_pairs(model: base.Model, network: dict) -> Callable:
+    """The model's `score` of every state [c, D] with every row [n, D], at full precision on every backend: [c, n]."""
+    if model.score is base.dot:
+        return ranking.dot
+
+    def score(states, rows):
+        with jax.default_matmul_precision("highest"):
+            return model.score(network, states[None], rows[None, None])[0]
+
+    return score
 
 
 def make_programs(
     config,
-    layout: mesh_lib.Layout,
     parts: Parts,
-    held: Held,
+    inputs: Inputs,
     step: training.Step,
     tables,
-    num_items: int,
+    prepared: data.Prepared,
     max_seen: int,
 ) -> Programs:
     """The programs of all seeds together; `max_seen` is the longest history that is left out of a ranking, or 0."""
-    model, ks = parts.model, tuple(config.eval.ks)
+    model, layout, ks = parts.model, parts.layout, tuple(config.eval.ks)
+    num_items, num_users = prepared.num_items, prepared.num_users
     budget = config.eval.memory_mb * 2**20
-    chunks = ranking.choose_chunks(num_items, model.width, layout.seeds_per_device, budget)
+    chunks = ranking.choose_chunks(num_items, model.width, layout.seeds_per_device, budget, model.floats_per_score)
 
     def init(key, hyper):
         return training.init_state(
-            key, hyper, model=model, num_items=num_items, optimizer=parts.optimizer, item_table=parts.item_table
+            key,
+            hyper,
+            model=model,
+            num_items=num_items,
+            num_users=num_users,
+            optimizer=parts.optimizer,
+            storage=parts.storage,
         )
 
-    def rank(params, items, cases):
-        encode = functools.partial(sasrec.encode, model, params)
-        bounds = (cases.history_start, cases.history_end)
-        hidden = ranking.encode_histories(encode, items, *bounds, max_len=model.max_len, chunk_size=chunks.case_chunk)
-        ranked = ranking.rank_hidden(hidden, params["item_table"], items, cases, ks, chunks, max_seen)
+    def rank(params, rows, cases):
+        def encode(history, users, times):
+            return base.encode_inputs(model, params, model.objective.query(history), users, times)
+
+        hidden = ranking.encode_histories(
+            encode,
+            rows.items,
+            cases,
+            length=model.query_len or model.max_len,
+            chunk_size=chunks.case_chunk,
+            times=rows.times,
+        )
+        score = score_of_pairs(model, params["network"])
+        ranked = ranking.rank_hidden(hidden, params["tables"]["item"], rows.items, cases, ks, chunks, max_seen, score)
         num_above, num_tied, exposure = ranked
         return num_above, num_tied, mesh_lib.total_over_data(layout, exposure)
 
     make_state = mesh_lib.made_on_devices(init, layout)
     state_specs = mesh_lib.specs(state_shapes(layout, make_state), mesh_lib.SEED)
-    source = True if held.stream is not None else mesh_lib.specs(held.dataset)
+    source = True if inputs.stream is not None else mesh_lib.specs(inputs.dataset)
     advance = mesh_lib.over_devices(
         functools.partial(training_loop.run_groups, step, mesh_lib.group_size(layout)),
         layout,
@@ -212,11 +265,11 @@ def make_programs(
     return Programs(
         init=make_state,
         advance=checked if config.debug else advance,
-        weights=parts.item_table.weights,
+        weights=parts.storage.weights,
         evaluate=mesh_lib.over_seeds(
             rank,
             layout,
-            (state_specs.params, mesh_lib.specs(held.items), mesh_lib.DATA),
+            (state_specs.params, mesh_lib.specs(inputs.history_rows), mesh_lib.DATA),
             out_specs=mesh_lib.EVALUATED,
             use="evaluate",
         ),
@@ -238,12 +291,14 @@ def split_by_item(layout: mesh_lib.Layout, tables: Any, num_items: int) -> Any:
     return jax.tree.map(part, tables)
 
 
-def count_targets(config, rows: data.Rows, num_items: int) -> np.ndarray | None:
+def count_targets(config, model: base.Model, rows: data.Rows, num_items: int) -> np.ndarray | None:
     """How often each item is a training target, where a sampler asks for it; each host counts for some users."""
-    if "in_batch" not in config_lib.distributions(config_lib.flatten(config)):
+    if "in_batch" not in distributions(config_lib.flatten(config)):
         return None
     own = rows._replace(train_users=rows.train_users[hosts.own_share(len(rows.train_users))])
-    return hosts.total(data.target_counts(own, config.model.max_len, num_items))
+    objective = model.objective
+    length = model.max_len if objective.unit == "user" else len(rows.items)  # a single interaction may be any row
+    return hosts.total(data.target_counts(own, length, num_items, objective.extra))
 
 
 def drawn_from(plan: Plan, state: training.TrainState, step: int) -> Iterator[tuple[int, Any]]:
@@ -271,19 +326,19 @@ def item_table_form(config, num_items: int) -> str:
 
 def with_item_table(config, num_items: int):
     """The config with auto replaced by the form it comes to, so that a run's record tells which one it was."""
-    values = config_lib.flatten(config) | {"optimizer.item_table": item_table_form(config, num_items)}
-    changed = config_lib.base()
-    changed.update_from_flattened_dict(values)
-    return config_lib.resolve(changed)
+    form = item_table_form(config, num_items)
+    return config_lib.resolve(config_lib.changed(config, {"optimizer.item_table": form}))
 
 
 def drawn_per_position(config) -> bool:
     """Whether positions have candidates of their own, and do not share those of their sequence or batch."""
-    drawn = config_lib.distributions(config_lib.flatten(config))
+    drawn = distributions(config_lib.flatten(config))
     return "popularity_cohort" in drawn or config.sampler.scope == "position"
 
 
-def choose_turns(config, layout: mesh_lib.Layout, cut: tuple[buckets.Bucket, ...], num_candidates: int) -> int:
+def choose_microbatches(
+    config, layout: mesh_lib.Layout, model: base.Model, cut: tuple[buckets.Bucket, ...], num_candidates: int
+) -> int:
     """In how many parts a device works out the gradient of its share of a batch.
 
     On a CPU scores of thousands of shared candidates are worked on while they are in its caches; an accelerator is
@@ -291,29 +346,36 @@ def choose_turns(config, layout: mesh_lib.Layout, cut: tuple[buckets.Bucket, ...
     """
     if layout.mesh.devices.flat[0].platform != "cpu" or drawn_per_position(config):
         return 1
-    positions = sum(rows * length for rows, length in cut) or config.batch_size * config.model.max_len
+    positions = sum(rows * length for rows, length in cut) or config.batch_size * model.max_len
     own_rows = config.batch_size // layout.devices_per_seed
-    wanted = 4 * positions * num_candidates / layout.devices_per_seed / SCORES_BYTES
-    turns = 1
-    while turns < 0.75 * wanted and own_rows % (2 * turns) == 0:
-        turns *= 2
-    return turns
+    score_bytes = 4 * model.floats_per_score
+    wanted = score_bytes * positions * num_candidates / layout.devices_per_seed / SCORES_BYTES
+    number = 1
+    while number < 0.75 * wanted and own_rows % (2 * number) == 0:
+        number *= 2
+    return number
 
 
-def make_buckets(config, dataset: Dataset | data.Rows, num_seeds: int, parts: int = 1) -> tuple[buckets.Bucket, ...]:
+def make_buckets(
+    config, model: base.Model, dataset: Dataset | data.Rows, num_seeds: int, parts: int = 1
+) -> tuple[buckets.Bucket, ...]:
     """How batches are cut so that few pads are computed; () where every sequence is to be padded to max_len."""
-    if config.loss.count_pads and (drawn_per_position(config) or config.method in CHOSEN_AT_RANDOM):
-        return ()  # each left-out pad would need negatives of its own
+    if model.objective.unit != "user":
+        return ()
+    # A pad that is left out needs negatives of its own, or has a state of its own.
+    pads_differ = drawn_per_position(config) or config.method in CHOSEN_AT_RANDOM or model.pad_state is None
+    if config.loss.count_pads and pads_differ:
+        return ()
     overflow = BUCKET_OVERFLOW / num_seeds
-    lengths = data.input_lengths(dataset)
-    return buckets.choose_buckets(lengths, config.batch_size, config.model.max_len, config.num_buckets, overflow, parts)
+    lengths = data.train_lengths(dataset) - model.objective.extra
+    return buckets.choose_buckets(lengths, config.batch_size, model.max_len, config.num_buckets, overflow, parts)
 
 
 def state_shapes(layout: mesh_lib.Layout, make_state: Any) -> training.TrainState:
     """The shapes of the state that `Programs.init` makes."""
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), layout.num_rows))
     number = jax.ShapeDtypeStruct((layout.num_rows,), np.float32)
-    return jax.eval_shape(make_state, keys, training.Hyper(number, number, number))
+    return jax.eval_shape(make_state, keys, training.HyperParams(number, number, number))
 
 
 def on_devices(plan: Plan) -> Plan:
@@ -321,5 +383,5 @@ def on_devices(plan: Plan) -> Plan:
     put = functools.partial(mesh_lib.put, plan.layout)
     splits = {name: split._replace(cases=put(split.cases, mesh_lib.DATA)) for name, split in plan.splits.items()}
     dataset = put(plan.dataset)
-    items = put(plan.items) if dataset is None else dataset.items
-    return plan._replace(dataset=dataset, items=items, tables=put(plan.tables), splits=splits)
+    rows = put(plan.history_rows) if dataset is None else HistoryRows(dataset.items, dataset.times)
+    return plan._replace(dataset=dataset, history_rows=rows, tables=put(plan.tables), splits=splits)

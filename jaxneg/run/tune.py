@@ -21,7 +21,7 @@ from optuna.distributions import CategoricalDistribution
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
-from jaxneg import files
+from jaxneg import files, settings
 from jaxneg.data import dataset as data
 from jaxneg.devices import mesh as mesh_lib
 from jaxneg.errors import InputError
@@ -30,7 +30,6 @@ from jaxneg.evaluation import rows as results
 from jaxneg.run import config as config_lib
 from jaxneg.run import experiment, loop
 from jaxneg.run import programs as plan_lib
-from jaxneg.run import workdir as workdir_lib
 from jaxneg.training import step as training
 
 ROOT = 1_000_000_000  # added to config.seed: final runs, whose seeds are small, share no draw with the search
@@ -45,7 +44,7 @@ CHOICES = {
     "learning_rate": (1e-4, 1e-3, 1e-2),
     "model.dropout": (0.2, 0.5),
 }
-SAME_SHAPE = ("learning_rate", "model.dropout")  # fields of train.Hyper: they differ between the seeds of one program
+SAME_SHAPE = ("learning_rate", "model.dropout")  # fields of HyperParams: they differ between the seeds of one program
 
 
 def search(
@@ -99,8 +98,8 @@ def search(
 
 def search_space(config, num_items: int, choices: Mapping[str, Sequence[Any]]) -> dict[str, tuple]:
     """{field: values} of the fields that the config's method uses; more candidates than items are not tried."""
-    drawn = sorted({config_lib.DISTRIBUTIONS[part] for part in config_lib.distributions(config_lib.flatten(config))})
-    kept = ["sampler.num_kept"] if config.method in config_lib.BY_SCORE else []
+    drawn = sorted({settings.DISTRIBUTIONS[part] for part in settings.distributions(config_lib.flatten(config))})
+    kept = ["sampler.num_kept"] if config.method in settings.BY_SCORE else []
     space = {name: tuple(choices[name]) for name in ("batch_size", "osf", *drawn, *kept, *SAME_SHAPE)}
     space |= {name: tuple(value for value in space[name] if value <= num_items) for name in drawn}
     empty = [name for name, values in space.items() if not values]
@@ -123,7 +122,7 @@ def try_one(study: optuna.Study, config, prepared: data.Prepared, space, points:
         if all(other.params[name] == value for name, value in shape.items())
     }
     values = config_lib.flatten(config) | shape
-    drawn = sum(values[config_lib.DISTRIBUTIONS[part]] for part in config_lib.distributions(values))
+    drawn = sum(values[settings.DISTRIBUTIONS[part]] for part in settings.distributions(values))
     if shape.get("sampler.num_kept", 0) > drawn:
         study.tell(trial, state=TrialState.PRUNED)  # more kept than drawn
         return
@@ -153,13 +152,12 @@ def validation_hit_rates(
     """
     repeats = config.num_seeds
     mesh_lib.use_cores(len(points) * repeats)
-    changed = config_lib.base()
-    changed.update_from_flattened_dict(config_lib.flatten(config) | shape | {"num_seeds": len(points) * repeats})
+    changed = config_lib.changed(config, shape | {"num_seeds": len(points) * repeats})
     made = plan_lib.make_plan(config_lib.resolve(changed), pathlib.Path(), prepared, range(len(points) * repeats))
     plan = plan_lib.on_devices(made)
     learning_rate, dropout = np.repeat(np.array(points, np.float32), repeats, axis=0).T
     weight = np.full(len(learning_rate), config.loss.negative_weight, np.float32)
-    hyper = training.Hyper(learning_rate=learning_rate, dropout=dropout, negative_weight=weight)
+    hyper = training.HyperParams(learning_rate=learning_rate, dropout=dropout, negative_weight=weight)
     keys = mesh_lib.seed_keys(mesh_lib.seed_layout(repeats), ROOT + config.seed)[np.arange(len(weight)) % repeats]
     state = plan.programs.init(mesh_lib.fill(plan.layout, keys), mesh_lib.fill(plan.layout, hyper))
     best, step, held = np.full(len(weight), -1.0), 0, 0
@@ -173,7 +171,7 @@ def validation_hit_rates(
             state = plan.programs.advance(np.int32(count), state, plan.tables, source)
             step += count
         valid, weights = plan.splits["valid"], plan.programs.weights(state.params)
-        ranked = plan.programs.evaluate(weights, plan.items, valid.cases)
+        ranked = plan.programs.evaluate(weights, plan.history_rows, valid.cases)
         above, tied = (np.asarray(part)[:, valid.place] for part in mesh_lib.take(plan.layout, ranked[:2]))
         if above.shape[1] == 0:
             raise InputError("there is no validation case to tune on: raise config.data.valid_fraction")
@@ -196,7 +194,7 @@ def write_tuned(path: pathlib.Path, dataset: str, method: str, found: Mapping[st
 
 def _facts(config, prepared: data.Prepared, space) -> dict[str, Any]:
     """What two starts of one search must have in common."""
-    searched = (*space, *workdir_lib.FREE_SETTINGS)
+    searched = (*space, *settings.FREE)
     same = {name: value for name, value in config_lib.flatten(config).items() if name not in searched}
     tried = {f"values of {name}": list(values) for name, values in space.items()}
     return files.plain(same | tried | {"data fingerprint": prepared.meta["fingerprint"]})

@@ -11,6 +11,7 @@ import pathlib
 from typing import Any
 
 from jaxneg.errors import InputError
+from jaxneg.settings import DEFAULT_MODEL
 
 
 def tuned_file(config_file: str | pathlib.Path, dataset: str) -> pathlib.Path:
@@ -18,8 +19,15 @@ def tuned_file(config_file: str | pathlib.Path, dataset: str) -> pathlib.Path:
     return pathlib.Path(config_file).parent / "tuned" / f"{dataset}.json"
 
 
-def settings(config_file: str, dataset: str, method: str, default: dict[str, Any]) -> dict[str, Any]:
-    """The method's settings as tuned for this data set, where `tuned_file` has them; else `default`.
+def key(method: str, model: str) -> str:
+    """What a method's row is called in a file of tuned settings: "mixed", or "gru4rec/mixed"."""
+    return method if model == DEFAULT_MODEL else f"{model}/{method}"
+
+
+def settings(
+    config_file: str, dataset: str, method: str, default: dict[str, Any], model: str = DEFAULT_MODEL
+) -> dict[str, Any]:
+    """The method's settings as tuned for this data set and model, where `tuned_file` has them; else `default`.
 
     {config field: value}. What the file does not name stays at its default. Raises InputError for a broken file.
     """
@@ -28,7 +36,8 @@ def settings(config_file: str, dataset: str, method: str, default: dict[str, Any
         return default
     try:
         methods = json.loads(path.read_text())["methods"]
-        found = dict(methods[method]["settings"]) if method in methods else {}
+        name = key(method, model)
+        found = dict(methods[name]["settings"]) if name in methods else {}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: is not a file of tuned settings ({error!r}); launch/tune.py makes one") from error
     return default | {name: math.inf if value is None else value for name, value in found.items()}  # JSON has no inf

@@ -4,7 +4,8 @@ import pathlib
 import platform
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import flax
 import jax
@@ -12,25 +13,12 @@ import numpy as np
 import optax
 
 import jaxneg
-from jaxneg import files
+from jaxneg import files, settings
 from jaxneg.data import dataset as data
 from jaxneg.errors import InputError
 from jaxneg.evaluation import rows as results
 from jaxneg.run import config as config_lib
 
-# Where or how, not what: these may change while a run is under way.
-FREE_SETTINGS = (
-    "data.path",
-    "data.cache_dir",
-    "data.stream",
-    "steps_per_dispatch",
-    "eval.memory_mb",
-    "checkpoint_seconds",
-    "seeds_per_chunk",
-    "mesh.data",
-    "mesh.model",
-    "debug",
-)
 GROWING_SETTINGS = ("num_epochs", "num_seeds")  # may become larger, with `extend`
 
 
@@ -50,6 +38,11 @@ def config_record(config, prepared: data.Prepared) -> dict:
     }
 
 
+def plain_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A record's settings, those that it lacks at their defaults, as config.json holds them."""
+    return files.plain(settings.with_defaults(config))
+
+
 def compare_record(folder: pathlib.Path, record: dict, extend: bool) -> list[str]:
     """What differs between the versions of this process and those of the folder's config.json, in words.
 
@@ -63,14 +56,15 @@ def compare_record(folder: pathlib.Path, record: dict, extend: bool) -> list[str
         return []
     old = files.read_json(path)
     try:
-        mine, theirs = record["config"] | record["data"], old["config"] | old["data"]
+        mine = plain_settings(record["config"]) | record["data"]
+        theirs = plain_settings(old["config"]) | old["data"]
         old_versions = dict(old["versions"])
     except (KeyError, TypeError) as error:
         raise InputError(f"{path} is not a run's config.json: name another --workdir") from error
     changed = {
         name: f"{name} was {theirs.get(name)!r} and is {mine.get(name)!r}"
         for name in sorted(mine.keys() | theirs.keys())
-        if mine.get(name) != theirs.get(name) and name not in FREE_SETTINGS
+        if mine.get(name) != theirs.get(name) and name not in settings.FREE
     }
     grown = {name for name in changed.keys() & set(GROWING_SETTINGS) if mine[name] > theirs[name]}
     if changed.keys() - (grown if extend else set()):

@@ -18,13 +18,14 @@ distinct items, ascending, padded with V + 1:
 
 Score them, and let the selector choose: `method.selector(key, Negatives(item_ids, scores, log_q, mask),
 positive_scores)`.
-A new sampler is one function, one row in PROPOSALS or SELECTORS, and one in METHODS.
+A new sampler is one function, one row in PROPOSALS or SELECTORS, and one in METHODS, whose words --help prints.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 from jaxneg.errors import InputError
+from jaxneg.fields import NOT_NEGATIVE, Release, at_least, each_of_once, one_of, up_to
 from jaxneg.samplers import select
 from jaxneg.samplers.base import SCOPES, Method, Proposal, check_scope
 from jaxneg.samplers.catalogue import catalogue
@@ -55,20 +56,42 @@ __all__ = [
 ]
 
 
+PARTS = ("uniform", "in_batch", "popularity", "inverse_popularity", "popularity_cohort")  # of a mixture
+POOLS = (*PARTS, "mixed")
+
+
 class Settings(NamedTuple):
     """What the methods can be told; each reads its own part."""
 
-    num_in_batch: int = 50  # candidates per place from each distribution
-    num_uniform: int = 50
-    num_popularity: int = 50  # for popularity, inverse_popularity and popularity_cohort
-    num_kept: int = 5  # K of the methods that choose by score; M of DNS(M, N)
-    scope: str = "sequence"  # or "position" (always so for popularity_cohort), or "batch"
-    pool: str = "uniform"  # what adaptive, dns and softmax_hard choose from; "mixed": the mixture
-    mixture: tuple[str, ...] = ("in_batch", "uniform")  # what the mixed pools are made of, side by side
-    mixed_exclude: str = "history"  # around what the mixed pools draw uniformly; the released code: "targets"
-    dns_form: str = "average"  # dns keeps the top M; "random_one": one of them at random
-    rho: float = 0.5  # hardness of softmax_hard
-    exponent: float = 1.0  # popularity ~ frequency ** exponent
+    num_in_batch: Annotated[int, at_least(0, 10**6), "in-batch negatives, where a method draws any"] = 10
+    num_uniform: Annotated[int, at_least(0, 10**6), "uniform negatives, where a method draws any"] = 100
+    num_popularity: Annotated[
+        int, at_least(0, 10**6), "negatives of popularity, inverse_popularity and popularity_cohort"
+    ] = 50
+    num_kept: Annotated[
+        int, at_least(1, 10**6), "candidates kept (adaptive, adaptive_mixed, softmax_hard); M of dns"
+    ] = 5
+    scope: Annotated[
+        str,
+        one_of("sequence", "position", "batch"),
+        "who shares one set of negatives: a sequence's positions, nobody, or the batch",
+    ] = "sequence"  # popularity_cohort always has one for each position
+    pool: Annotated[str, one_of(*POOLS), "what adaptive, dns and softmax_hard choose from", Release("in_batch")] = (
+        "uniform"
+    )
+    mixture: Annotated[
+        tuple[str, ...],
+        each_of_once(PARTS, "('in_batch', 'uniform')"),
+        "what the mixed pools are made of, side by side",
+    ] = ("in_batch", "uniform")
+    mixed_exclude: Annotated[
+        str, one_of("history", "targets"), "what the uniform part of a mixed pool leaves out", Release("targets")
+    ] = "history"
+    dns_form: Annotated[str, one_of("average", "random_one"), "dns keeps the top M, or one of them at random"] = (
+        "average"
+    )
+    rho: Annotated[float, NOT_NEGATIVE, "hardness of softmax_hard; 0: all of the pool alike"] = 0.5
+    exponent: Annotated[float, up_to(10), "popularity draws by frequency to this power"] = 1.0
 
 
 class Source(NamedTuple):
@@ -124,29 +147,40 @@ SELECTORS = {
     "softmax": lambda settings: (select.softmax(settings.num_kept, settings.rho), settings.num_kept),
 }
 
-POOLS = ("uniform", "in_batch", "popularity", "inverse_popularity", "popularity_cohort", "mixed")
-PARTS = POOLS[:-1]  # of a mixture
+POOL = ("pool",)  # the proposals that a setting names
+MIXTURE = ("mixture",)
 
-POOL, MIXTURE = ("pool",), ("mixture",)  # the proposals that a setting names
-# method -> (its proposals, side by side), its selector
+
+class Recipe(NamedTuple):
+    """What a method is made of."""
+
+    about: str
+    proposals: tuple[str, ...]  # side by side
+    selector: str
+
+
 METHODS = {
-    "uniform": (("uniform",), "all"),
-    "popularity": (("popularity",), "all"),
-    "inverse_popularity": (("inverse_popularity",), "all"),
-    "popularity_cohort": (("popularity_cohort",), "all"),
-    "in_batch": (("in_batch",), "all"),
-    "mixed": (MIXTURE, "all"),
-    "adaptive": (POOL, "top_k"),
-    "adaptive_mixed": (MIXTURE, "top_k"),
-    "dns": (POOL, "dns"),
-    "softmax_hard": (POOL, "softmax"),
-    "catalogue": ((), "all"),
+    "uniform": Recipe("items drawn uniformly from those that the user has not met (paper: RNS)", ("uniform",), "all"),
+    "popularity": Recipe("drawn by training frequency (PNS)", ("popularity",), "all"),
+    "inverse_popularity": Recipe("drawn by 1 / training frequency (IPNS)", ("inverse_popularity",), "all"),
+    "popularity_cohort": Recipe(
+        "drawn mostly from the positive's own cohort: head, mid or tail (PCNS)", ("popularity_cohort",), "all"
+    ),
+    "in_batch": Recipe("other users' positives of the same batch (BNS)", ("in_batch",), "all"),
+    "mixed": Recipe("in-batch and uniform together (MNS)", MIXTURE, "all"),
+    "adaptive": Recipe("the hardest of a uniform pool, by the model's own scores (ANS)", POOL, "top_k"),
+    "adaptive_mixed": Recipe("the hardest of a mixed pool (AMNS); used where no method is named", MIXTURE, "top_k"),
+    "dns": Recipe("DNS(M, N): the M hardest of N (num_kept of the pool), or one of them at random", POOL, "dns"),
+    "softmax_hard": Recipe(
+        "Softmax-v(rho, N): drawn from the pool the likelier, the harder; rho says how much", POOL, "softmax"
+    ),
+    "catalogue": Recipe("no draws: every item is a negative; for loss full_softmax", (), "all"),
 }
 
 
 def sources(method: str, settings: Settings) -> list[Source]:
     """The distributions that a method draws from, in the order of its candidates."""
-    names = METHODS[method][0]
+    names = METHODS[method].proposals
     if names == POOL:
         names = MIXTURE if settings.pool == "mixed" else (settings.pool,)
     if names == MIXTURE:
@@ -171,7 +205,7 @@ def make(method: str, num_items: int, settings: Settings | None = None) -> Metho
     counts = " + ".join(f"sampler.{source.count}" for source in parts)
     if num_candidates > num_items:
         raise InputError(f"{counts} is {num_candidates}; allowed: at most the number of items, {num_items}")
-    selector, num_kept = SELECTORS[METHODS[method][1]](settings)
+    selector, num_kept = SELECTORS[METHODS[method].selector](settings)
     if num_kept is not None and settings.num_kept > num_candidates:
         raise InputError(
             f"sampler.num_kept is {settings.num_kept}; allowed: 1 to the pool's size, {counts} = {num_candidates}"

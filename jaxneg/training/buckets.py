@@ -68,32 +68,38 @@ def _exceeded_rarely(chance: float, number: int, share: float) -> int:
     return int(np.argmax(exceeds <= chance))
 
 
-class Piece(NamedTuple):
+class Cut(NamedTuple):
     """One bucket's part of a batch."""
 
     first_row: int
     inputs: Int[Array, "R l"]
     targets: Int[Array, "R l"]
     candidates: Candidates
-    new_ids: Int[Array, "#R #l n"]  # the candidates'; none where the batch shares them and another piece has them
+    new_ids: Int[Array, "#R #l n"]  # the candidates'; none where the batch shares them and another cut has them
+    users: Int[Array, "R"]
+    times: Int[Array, "R m"] | None
 
     @property
-    def looked_up(self) -> tuple[Int[Array, "..."], ...]:
-        """Item ids whose rows the loss needs, but for those that an earlier piece looks up."""
+    def item_ids(self) -> tuple[Int[Array, "..."], ...]:
+        """Items whose rows the loss needs, but for those that an earlier cut looks up."""
         return self.inputs, self.targets, self.new_ids
 
 
-def cut_batch(batch: Batch, candidates: Candidates, buckets: tuple[Bucket, ...]) -> Iterator[Piece]:
+def cut_batch(batch: Batch, candidates: Candidates, buckets: tuple[Bucket, ...]) -> Iterator[Cut]:
     """The parts of a batch, each with its rows' last positions and the candidates that belong to them."""
     first = 0
     for rows, length in buckets:
+        own_rows = slice(first, first + rows)
 
-        def part(x, rows=slice(first, first + rows), length=length):
-            x = x[rows] if x.shape[0] > 1 else x
+        def part(x, own_rows=own_rows, length=length):
+            x = x[own_rows] if x.shape[0] > 1 else x
             return x[:, x.shape[1] - length :] if x.shape[1] > 1 else x
 
         ids = candidates.item_ids
         new_ids = ids[..., :0] if first and ids.shape[0] == 1 else part(ids)
         own = Candidates(*(part(x) for x in candidates))
-        yield Piece(first, part(batch.inputs), part(batch.targets), own, new_ids)
+        users, times = (None if x is None else x[own_rows] for x in (batch.users, batch.times))
+        if times is not None:  # a window may be longer than its inputs
+            times = times[:, batch.inputs.shape[1] - length :]
+        yield Cut(first, part(batch.inputs), part(batch.targets), own, new_ids, users, times)
         first += rows

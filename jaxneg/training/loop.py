@@ -1,5 +1,6 @@
 """Many training steps in one device program, of one seed or of several."""
 
+import functools
 import os
 import pathlib
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from jax import lax
 from jax.experimental import checkify
 from jaxtyping import Array, Int
 
-from jaxneg.training.step import Step, TrainState
+from jaxneg.training.step import Step, TrainState, draw, fits, gather, gradient, update
 
 
 def run_groups(step: Step, group_size: int, num_steps: Int[Array, ""], states: TrainState, tables, feed) -> TrainState:
@@ -46,16 +47,20 @@ def run_steps(step: Step, num_steps: Int[Array, ""], states: TrainState, tables,
     is_one = len(states.step) == 1  # which needs no vmap: the same steps, traced in half the time
     each = _as_it_is if is_one else jax.vmap
 
+    def of(function, *first):
+        return functools.partial(function, step, *first)
+
     def body(_, states):
-        keys, batches = each(step.draw, in_axes=(0, step.feed_axis))(states, feed)
-        inputs, borrowed = each(step.borrow, in_axes=(0, 0, 0, None))(states, keys, batches, tables)
-        if step.in_buckets is None:
-            found = each(step.padded)(inputs)
-        else:
-            fit = jnp.all(each(step.fits)(batches))
+        keys, batches = each(of(draw), in_axes=(0, step.feed_axis))(states, feed)
+        given, gathered = each(of(gather), in_axes=(0, 0, 0, None))(states, keys, batches, tables)
+        padded = each(of(gradient, step.padded))
+        if step.cut:
+            fit = jnp.all(each(of(fits))(batches))
             # Only gradients come out of the choice: a table that went through it would be copied.
-            found = lax.cond(fit, each(step.in_buckets), each(step.padded), inputs)
-        return each(step.update)(states, borrowed, *found)
+            found = lax.cond(fit, each(of(gradient, step.cut)), padded, given)
+        else:
+            found = padded(given)
+        return each(of(update))(states, gathered, *found)
 
     if not is_one:
         return lax.fori_loop(0, num_steps, body, states)
@@ -76,9 +81,9 @@ def check_step(step: Step) -> Callable:
     """One padded step of one seed, compiled with a check of each operation's result: (error, state)."""
 
     def one(state: TrainState, tables, feed) -> TrainState:
-        keys, batch = step.draw(state, feed)
-        inputs, borrowed = step.borrow(state, keys, batch, tables)
-        return step.update(state, borrowed, *step.padded(inputs))
+        keys, batch = draw(step, state, feed)
+        given, gathered = gather(step, state, keys, batch, tables)
+        return update(step, state, gathered, *gradient(step, step.padded, given))
 
     return jax.jit(checkify.checkify(one, errors=checkify.float_checks))
 

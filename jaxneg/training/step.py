@@ -1,4 +1,4 @@
-"""One training step, and many of them in one dispatch: draw, propose, score, select, loss, update."""
+"""One training step: draw, gather, gradient, scatter. It knows no model, method or loss by name."""
 
 import functools
 import math
@@ -10,23 +10,21 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxneg.data import dataset as data
 from jaxneg.data import stream
-from jaxneg.devices import mesh as mesh_lib
-from jaxneg.devices.mesh import WHOLE, Part
-from jaxneg.models import sasrec
-from jaxneg.optim.row_tables import DENSE, Borrowed, ItemTable
+from jaxneg.devices.mesh import WHOLE_BATCH, BatchShard, every
+from jaxneg.models import base
+from jaxneg.optim.row_tables import DENSE, Gathered, TableStorage
 from jaxneg.samplers import Method
-from jaxneg.training import buckets as buckets_lib
-from jaxneg.training.buckets import Bucket, Piece
+from jaxneg.training.buckets import Bucket, Cut, cut_batch
 from jaxneg.types import Batch, Candidates, Dataset, Negatives
 
 NOT_FAILED = -1
 
 
-class Hyper(NamedTuple):
+class HyperParams(NamedTuple):
     """Settings that change no shape, so they may differ between the seeds of one program."""
 
     learning_rate: Float[Array, ""]
@@ -37,9 +35,9 @@ class Hyper(NamedTuple):
 class TrainState(NamedTuple):
     """Everything that a run carries from step to step."""
 
-    params: dict  # as `ItemTable` keeps them: only its `weights` knows their layout
+    params: dict  # as `TableStorage` keeps them: only its `weights` knows their layout
     opt_state: Any
-    hyper: Hyper
+    hyper: HyperParams
     key: jax.Array  # the run's key; step t's keys are folded from it, so a resumed run draws the same
     step: Int[Array, ""]
     loss_sum: Float[Array, ""]  # over the steps since the last evaluation
@@ -54,6 +52,65 @@ class StepKeys(NamedTuple):
     selector: jax.Array
     dropout: jax.Array
     replay: jax.Array
+    objective: jax.Array
+
+
+class Step(NamedTuple):
+    """What the training step of one seed is made of; all of it is fixed when a program is traced."""
+
+    model: base.Model
+    method: Method
+    # (positive_scores, Negatives, negative_weight=...) -> one value per position; for a method that draws nothing
+    # (hidden, item_table, targets) -> the same, over the whole catalogue
+    loss: Callable[..., Float[Array, "B L"]]
+    optimizer: optax.GradientTransformation
+    batch_size: int
+    num_items: int
+    history_size: int  # H, at least the longest history of the dataset
+    storage: TableStorage = DENSE  # how tables are kept, and so which of their rows Adam moves
+    # All devices of a seed draw the same batch and the same negatives, whose integers are cheap, and share the rest.
+    shard: BatchShard = WHOLE_BATCH
+    # How to cut a batch so that few pads are computed; (): not at all. Rows are multiples of `shares`, as `batch_size`.
+    buckets: tuple[Bucket, ...] = ()
+    num_microbatches: int = 1  # in how many parts a device works out its gradient: fewer activations are alive
+    pool_size: int | None = None  # number of distinct batches that the run sees, or None (see `pooled_keys`)
+    half_life: float = math.inf  # steps in which the learning rate halves
+    count_pads: bool = False  # whether pads stay in the mean, as in the released code
+    streamed: bool = False  # whether windows come ready in a `stream.Block`, and are not drawn from a Dataset
+    l2: float = 0.0  # see `add_l2`
+    l2_rows: float = 0.0  # see `batch_loss`
+    weight_decay: float = 0.0  # see `add_l2`
+
+    @property
+    def shares(self) -> int:
+        """Into how many parts a batch is divided: among devices, and by each of them."""
+        return self.shard.number * self.num_microbatches
+
+    @property
+    def padded(self) -> tuple[Bucket, ...]:
+        """The one bucket of a part that is not cut."""
+        return (Bucket(self.batch_size // self.shares, self.model.max_len),)
+
+    @property
+    def cut(self) -> tuple[Bucket, ...]:
+        """The buckets of a part; () where a cut leaves nothing out."""
+        return tuple(Bucket(rows // self.shares, length) for rows, length in self.buckets) if self.buckets[1:] else ()
+
+    @property
+    def feed_axis(self) -> int | None:
+        """The axis of the seeds in what `draw` draws from; None: all draw from the same Dataset."""
+        return 0 if self.streamed else None
+
+
+class LossInputs(NamedTuple):
+    """What the loss takes, of one device's share of a batch. Ids are rows of these params' tables."""
+
+    params: dict
+    batch: Batch
+    candidates: Candidates
+    hyper: HyperParams
+    keys: StepKeys
+    count: Int[Array, ""]  # positions of the whole batch that its mean is over
 
 
 def step_keys(key: jax.Array, step: Int[Array, ""]) -> StepKeys:
@@ -72,242 +129,237 @@ def pooled_keys(key: jax.Array, step: Int[Array, ""], pool_size: int | None) -> 
         return keys
     replayed = jax.random.randint(keys.replay, (), 0, pool_size)
     pooled = step_keys(key, jnp.where(step < pool_size, step, replayed))
-    return keys._replace(batch=pooled.batch, proposal=pooled.proposal)
+    return keys._replace(batch=pooled.batch, objective=pooled.objective, proposal=pooled.proposal)
 
 
 def init_state(
     key: jax.Array,
-    hyper: Hyper,
+    hyper: HyperParams,
     *,
-    model: sasrec.SASRec,
+    model: base.Model,
     num_items: int,
+    num_users: int,
     optimizer: optax.GradientTransformation,
-    item_table: ItemTable = DENSE,
+    storage: TableStorage = DENSE,
 ) -> TrainState:
     """The state before the first step: initial weights from one half of the key, the run from the other."""
     init_key, run_key = jax.random.split(key)
-    params = sasrec.init(init_key, model, num_items)
-    params, opt_state = item_table.keep(params, optimizer.init(params))
+    params = model.init(init_key, num_items, num_users)
+    params, opt_state = storage.pack(params, optimizer.init(params))
     zero = jnp.zeros((), jnp.float32)
     first = jnp.zeros((), jnp.int32)
     return TrainState(params, opt_state, hyper, run_key, first, zero, jnp.full((), NOT_FAILED, jnp.int32))
 
 
-class LossInputs(NamedTuple):
-    """What `batch_loss` takes, of one part of a batch. Item ids are rows of these params' item table."""
-
-    params: dict
-    batch: Batch
-    candidates: Candidates
-    hyper: Hyper
-    keys: StepKeys
-    count: Int[Array, ""]  # positions of the whole batch that its mean is over
-
-
-class Step(NamedTuple):
-    """One training step of one seed, in the parts that `run_steps` puts together."""
-
-    draw: Callable  # (state, feed) -> (keys, Batch)
-    borrow: Callable  # (state, keys, batch, tables) -> (LossInputs, Borrowed)
-    padded: Callable  # LossInputs -> (loss, gradient)
-    update: Callable  # (state, Borrowed, loss, gradient) -> state
-    in_buckets: Callable | None = None  # like `padded`, for a batch that fits; None without buckets
-    fits: Callable | None = None  # Batch -> whether the buckets hold it
-    feed_axis: int | None = None  # of the seeds, in what `draw` draws from; None: all draw from the same Dataset
-
-
-def make_step(
-    *,
-    model: sasrec.SASRec,
-    method: Method,
-    loss: Callable[..., Float[Array, "B L"]],
-    optimizer: optax.GradientTransformation,
-    item_table: ItemTable = DENSE,
-    part: Part = WHOLE,
-    batch_size: int,
-    num_items: int,
-    history_size: int,
-    buckets: tuple[Bucket, ...] = (),
-    turns: int = 1,
-    pool_size: int | None = None,
-    half_life: float = math.inf,
-    count_pads: bool = False,
-    streamed: bool = False,
-) -> Step:
-    """The training step of one seed: pure, and the same whatever the buckets.
-
-    Args:
-      loss: (positive_scores, Negatives, negative_weight=...) -> one value per position; for a method that draws
-        nothing (hidden, item_table, targets) -> the same, over the whole catalogue.
-      item_table: how the item table is kept, and so which of its rows Adam moves (see `jaxneg.optim.row_tables`).
-      part: what of each batch this device works on. All draw the same batch and the same negatives, whose integers
-        are cheap, and share what comes after.
-      history_size: H, at least the longest history of the dataset.
-      buckets: how to cut a batch so that few pads are computed (see `jaxneg.training.buckets`); (): not at all. Rows
-        are multiples of `part.number` times `turns`, as `batch_size` is.
-      turns: in how many parts, one after another, this device works out its gradient: fewer activations are alive.
-      pool_size: number of distinct batches that the run sees, or None (see `pooled_keys`).
-      half_life: steps in which the learning rate halves.
-      count_pads: whether pads stay in the mean, as in the released code.
-      streamed: whether batches come ready in a `stream.Block`, and are not drawn from a Dataset.
-    """
-    padded = (Bucket(batch_size // (part.number * turns), model.max_len),)
-    own_buckets = tuple(Bucket(rows // (part.number * turns), length) for rows, length in buckets)
-    loss_of = functools.partial(batch_loss, model=model, method=method, loss=loss, count_pads=count_pads)
-
-    def draw(state: TrainState, feed: Dataset | stream.Block) -> tuple[StepKeys, Batch]:
-        keys = pooled_keys(state.key, state.step, pool_size)
-        if streamed:
-            return keys, stream.batch_at(feed, state.step)
-        return keys, data.draw_batch(
+def draw(step: Step, state: TrainState, feed: Dataset | stream.Block) -> tuple[StepKeys, Batch]:
+    """The step's keys, and its batch: windows of items, and what the model is to learn from them."""
+    keys = pooled_keys(state.key, state.step, step.pool_size)
+    objective = step.model.objective
+    if step.streamed:
+        window = stream.window_at(feed, state.step)
+    else:
+        window = data.DRAW[objective.unit](
             keys.batch,
             feed,
-            batch_size=batch_size,
-            max_len=model.max_len,
-            num_items=num_items,
-            history_size=history_size,
+            batch_size=step.batch_size,
+            length=step.model.max_len + objective.extra,
+            num_items=step.num_items,
+            history_size=step.history_size,
         )
-
-    def fits(batch: Batch) -> Bool[Array, ""]:
-        lengths = jnp.sum(batch.inputs > 0, axis=1)
-        first = np.cumsum([0, *(bucket.rows for bucket in buckets)])[:-1]
-        return jnp.all(lengths[first] <= np.array([bucket.length for bucket in buckets]))
-
-    def borrow(state: TrainState, keys: StepKeys, batch: Batch, tables) -> tuple[LossInputs, Borrowed]:
-        candidates = method.proposal.sample(keys.proposal, tables, batch)
-        ids = (batch.inputs, batch.targets, candidates.item_ids)
-        borrowed = item_table.borrow(state.params, state.opt_state, ids)
-        inputs, targets, item_ids = borrowed.item_ids
-        count = jnp.int32(batch.targets.size) if count_pads else jnp.sum(batch.targets > 0)
-        batch = Batch(*(part.own(rows) for rows in batch._replace(inputs=inputs, targets=targets)))
-        candidates = candidates._replace(item_ids=item_ids)
-        candidates = Candidates(*(part.own(rows) if rows.shape[0] > 1 else rows for rows in candidates))
-        return LossInputs(borrowed.params, batch, candidates, state.hyper, keys, count), borrowed
-
-    def gradient_of(cut: tuple[Bucket, ...], inputs: LossInputs) -> tuple[Float[Array, ""], dict]:
-        params, number = inputs.params, part.own(jnp.arange(batch_size))
-        selector_keys = part.own(jax.random.split(inputs.keys.selector, (batch_size, model.max_len)))
-
-        def add_turn(turn, total):
-            value, gradient = total
-
-            def own(tree):
-                return jax.tree.map(lambda rows: mesh_lib.every(turns, turn, rows) if rows.shape[0] > 1 else rows, tree)
-
-            pieces = list(buckets_lib.cut_batch(own(inputs.batch), own(inputs.candidates), cut))
-            # One gather for all, so that the item table's gradient is one scatter.
-            ids = jnp.concatenate([ids.reshape(-1) for piece in pieces for ids in piece.looked_up])
-            rows = sasrec.lookup(params["item_table"], ids)
-            of_batch = (pieces, own(number), own(selector_keys), inputs.keys.dropout, inputs.hyper, inputs.count)
-            found, (of_params, of_rows) = jax.value_and_grad(loss_of, argnums=(0, 1))(params, rows, *of_batch)
-            gradient = jax.tree.map(jnp.add, gradient, of_params)
-            table = gradient["item_table"].at[ids].add(jnp.where(ids[:, None] != 0, of_rows, 0))
-            return value + found, gradient | {"item_table": table}
-
-        nothing = jnp.zeros(()), jax.tree.map(jnp.zeros_like, params)
-        return add_turn(0, nothing) if turns == 1 else lax.fori_loop(0, turns, add_turn, nothing)
-
-    update = functools.partial(
-        update_state, optimizer=optimizer, item_table=item_table, total=part.total, half_life=half_life
-    )
-    step = Step(draw, borrow, functools.partial(gradient_of, padded), update, feed_axis=0 if streamed else None)
-    in_buckets = functools.partial(gradient_of, own_buckets)
-    return step._replace(in_buckets=in_buckets, fits=fits) if len(buckets) > 1 else step
+    inputs, targets = objective.make(keys.objective, window.items)
+    return keys, Batch(inputs, targets, *window[1:])
 
 
-def update_state(
-    state: TrainState,
-    borrowed: Borrowed,
-    value: Float[Array, ""],
-    gradient: dict,
-    *,
-    optimizer: optax.GradientTransformation,
-    item_table: ItemTable,
-    total: Callable,
-    half_life: float,
-) -> TrainState:
-    """The state after one step along a gradient, of which each device has its part; `total` sums the parts.
+def fits(step: Step, batch: Batch) -> Bool[Array, ""]:
+    """Whether the buckets hold a batch, whose sequences come by falling length."""
+    lengths = jnp.sum(batch.inputs != 0, axis=1)
+    first = np.cumsum([0, *(bucket.rows for bucket in step.buckets)])[:-1]
+    return jnp.all(lengths[first] <= np.array([bucket.length for bucket in step.buckets]))
+
+
+def gather(step: Step, state: TrainState, keys: StepKeys, batch: Batch, tables) -> tuple[LossInputs, Gathered]:
+    """Draws the candidates, and gathers the rows that the batch looks up; of the batch, this device's share."""
+    candidates = step.method.proposal.sample(keys.proposal, tables, batch)
+    ids = {"item": (jnp.maximum(batch.inputs, 0), batch.targets, candidates.item_ids), "user": (batch.users,)}
+    ids = {name: ids[name] for name in state.params["tables"]}
+    gathered = step.storage.gather(state.params, state.opt_state, ids)
+    inputs, targets, item_ids = gathered.ids["item"]
+    (users,) = gathered.ids.get("user", (None,))
+    count = jnp.int32(batch.targets.size) if step.count_pads else jnp.sum(batch.targets > 0)
+    inputs = jnp.where(batch.inputs < 0, batch.inputs, inputs)  # what is hidden has no row
+    batch = batch._replace(inputs=inputs, targets=targets, users=users)
+    batch = jax.tree.map(step.shard.take, batch)
+    candidates = candidates._replace(item_ids=item_ids)
+    candidates = Candidates(*(step.shard.take(rows) if rows.shape[0] > 1 else rows for rows in candidates))
+    return LossInputs(gathered.params, batch, candidates, state.hyper, keys, count), gathered
+
+
+def gradient(step: Step, buckets: tuple[Bucket, ...], given: LossInputs) -> tuple[Float[Array, ""], dict]:
+    """The loss of this device's share of a batch, cut in these buckets, and its gradient."""
+    number = step.shard.take(jnp.arange(step.batch_size))
+    selector_keys = step.shard.take(jax.random.split(given.keys.selector, (step.batch_size, step.model.max_len)))
+
+    def add(index, total):
+        def own(rows):
+            return every(step.num_microbatches, index, rows) if rows.shape[0] > 1 else rows
+
+        batch, candidates, *rest = jax.tree.map(own, (given.batch, given.candidates, number, selector_keys))
+        cuts = list(cut_batch(batch, candidates, buckets))
+        return add_gradient(step, given, cuts, *rest, total)
+
+    nothing = jnp.zeros(()), jax.tree.map(jnp.zeros_like, given.params)
+    return add(0, nothing) if step.num_microbatches == 1 else lax.fori_loop(0, step.num_microbatches, add, nothing)
+
+
+def add_gradient(
+    step: Step,
+    given: LossInputs,
+    cuts: Sequence[Cut],
+    number: Int[Array, "R"],
+    selector_keys: Key[Array, "R L"],
+    total: tuple[Float[Array, ""], dict],
+) -> tuple[Float[Array, ""], dict]:
+    """`total` and the loss and gradient of one microbatch. Each table is looked up once: one gather and one scatter."""
+    ids = {"item": [ids for cut in cuts for ids in cut.item_ids], "user": [cut.users for cut in cuts]}
+    tables = given.params["tables"]
+    ids = {name: jnp.concatenate([own.reshape(-1) for own in ids[name]]) for name in tables}
+    rows = {name: base.lookup(tables[name], ids[name]) for name in tables}
+    loss_of = functools.partial(batch_loss, step, cuts, number, selector_keys, given)
+    found, (of_params, of_rows) = jax.value_and_grad(loss_of, argnums=(0, 1))(given.params, rows)
+    value, sums = total
+    sums = jax.tree.map(jnp.add, sums, of_params)
+    for name in tables:
+        own = jnp.where(ids[name][:, None] > 0, of_rows[name], 0)
+        sums["tables"][name] = sums["tables"][name].at[jnp.maximum(ids[name], 0)].add(own)
+    return value + found, sums
+
+
+def batch_loss(
+    step: Step,
+    cuts: Sequence[Cut],
+    number: Int[Array, "R"],
+    selector_keys: Key[Array, "R L"],
+    given: LossInputs,
+    params: dict,
+    rows: dict[str, Float[Array, "n D"]],
+) -> Float[Array, ""]:
+    """The sum of the loss over the positions of a microbatch, pads with `count_pads`, over the `count` of all.
+
+    All pads of a sequence have the same state, so those that a bucket leaves out count as one position with a weight:
+    the result is that of the padded batch. With `l2_rows`, half that times the sum of squares of the rows of the
+    targets, the valid negatives and the users joins the sum (Rendle et al., UAI 2009, section 4.1).
+
+    Args:
+      number: of each sequence in the whole batch, on which its dropout depends.
+      params: ids are rows of its tables, which may hold the batch's own rows only (`row_tables.Gathered`).
+      rows: those that the cuts look up, one after another.
+    """
+    item_rows = iter(base.cut_rows(rows["item"], [ids for cut in cuts for ids in cut.item_ids]))
+    looked_up = [(next(item_rows), next(item_rows), next(item_rows)) for _ in cuts]
+    user_rows = base.cut_rows(rows["user"], [cut.users for cut in cuts]) if "user" in rows else [None] * len(cuts)
+    numbers = jnp.split(number, [cut.first_row for cut in cuts[1:]])
+    pieces = [
+        base.Piece(cut.inputs, inputs, user, own_number, cut.times)
+        for cut, (inputs, _, _), user, own_number in zip(cuts, looked_up, user_rows, numbers, strict=True)
+    ]
+    dropout = base.Dropout(given.keys.dropout, given.hyper.dropout)
+    states = step.model.encode(params["network"], pieces, dropout)
+    total, negative_rows = jnp.zeros(()), looked_up[0][-1]
+    for cut, hidden, (_, targets, own_rows), user in zip(cuts, states, looked_up, user_rows, strict=True):
+        negative_rows = own_rows if own_rows.size else negative_rows
+        values = functools.partial(position_losses, step, given, params, cut, selector_keys)
+        counted = jnp.ones_like(cut.targets, bool) if step.count_pads else cut.targets > 0
+        total += jnp.sum(jnp.where(counted, values(hidden, targets, negative_rows), 0))
+        num_cut = step.model.max_len - cut.inputs.shape[1]
+        if step.count_pads and num_cut:
+            at_pad = jnp.broadcast_to(step.model.pad_state(params["network"]), (len(hidden), 1, hidden.shape[-1]))
+            total += num_cut * jnp.sum(values(at_pad, jnp.zeros_like(targets[:, :1]), negative_rows))
+        if step.l2_rows:
+            total += 0.5 * step.l2_rows * squares_of_rows(step, cut, targets, own_rows, user)
+    return total / jnp.maximum(given.count, 1)
+
+
+def position_losses(
+    step: Step,
+    given: LossInputs,
+    params: dict,
+    cut: Cut,
+    selector_keys: Key[Array, "R L"],
+    hidden: Float[Array, "b l D"],
+    target_rows: Float[Array, "b l D"],
+    negative_rows: Float[Array, "#b #l N D"],
+) -> Float[Array, "b l"]:
+    """The loss at each position of a cut: score, select, compare."""
+    if step.method.num_candidates == 0:
+        return step.loss(hidden, params["tables"]["item"], cut.targets)
+    end = cut.first_row + cut.inputs.shape[0]
+    own_keys = selector_keys[cut.first_row : end, -hidden.shape[1] :]
+    score = functools.partial(step.model.score, params["network"], hidden)
+    offered = cut.candidates
+    negatives = Negatives(offered.item_ids, score(negative_rows), offered.log_q, offered.mask)
+    positive_scores = score(target_rows[:, :, None])[..., 0]
+    chosen = step.method.selector(own_keys, negatives, positive_scores)
+    return step.loss(positive_scores, chosen, negative_weight=given.hyper.negative_weight)
+
+
+def squares_of_rows(step: Step, cut: Cut, target_rows, negative_rows, user_rows) -> Float[Array, ""]:
+    """The sum of squares of the rows of a cut; what all parts of a batch share counts once for all of them."""
+    mask = cut.candidates.mask
+    share = 1 / step.shares if mask.shape[0] == 1 else 1.0
+    negatives = jnp.where(mask[..., None], negative_rows, 0) if negative_rows.size else jnp.zeros(())
+    users = jnp.zeros(()) if user_rows is None else user_rows
+    return jnp.sum(jnp.square(target_rows)) + share * jnp.sum(jnp.square(negatives)) + jnp.sum(jnp.square(users))
+
+
+def add_l2(step: Step, params: dict, value: Float[Array, ""], sums: dict) -> tuple[Float[Array, ""], dict]:
+    """The loss and the gradient with their L2 terms.
+
+    `l2`: the loss gains half that times the sum of squares of all tables and of the positions (the `l2_emb` of the code
+    released with arXiv 2410.17276). `weight_decay`: the gradient gains that times the weights, as in torch's Adam.
+    """
+    if step.l2:
+        embeddings = {"tables": params["tables"]}
+        if "positions" in params["network"]:
+            embeddings |= {"network": {"positions": params["network"]["positions"]}}
+        squares = sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(embeddings))
+        value += 0.5 * step.l2 * squares
+        of_tables = jax.tree.map(lambda g, w: g + step.l2 * w, sums["tables"], params["tables"])
+        of_network = dict(sums["network"])
+        for name, w in embeddings.get("network", {}).items():
+            of_network[name] = of_network[name] + step.l2 * w
+        sums = {"tables": of_tables, "network": of_network}
+    if step.weight_decay:
+        sums = jax.tree.map(lambda g, w: g + step.weight_decay * w, sums, params)
+    return value, sums
+
+
+def update(step: Step, state: TrainState, gathered: Gathered, value: Float[Array, ""], sums: dict) -> TrainState:
+    """The state after one step along a gradient, of which each device has its part.
 
     A seed whose loss or gradient is not finite keeps its weights from then on.
     """
-    value, gradient = total((value, gradient))
-    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves((value, gradient))]))
+    value, sums = add_l2(step, gathered.params, *step.shard.psum((value, sums)))
+    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves((value, sums))]))
     failed_step = jnp.where((state.failed_step == NOT_FAILED) & ~finite, state.step, state.failed_step)
     alive = failed_step == NOT_FAILED
     # A seed that failed keeps its last finite weights for ever: no gradient, and no step along the old ones.
-    gradient = jax.tree.map(lambda g: jnp.where(alive, g, 0), gradient)
-    updates, opt_state = optimizer.update(gradient, borrowed.opt_state, borrowed.params)
-    rate = jnp.where(alive, state.hyper.learning_rate * jnp.exp2(-state.step / half_life), 0)
-    params = optax.apply_updates(borrowed.params, jax.tree.map(lambda change: -rate * change, updates))
-    moved = borrowed._replace(params=params, opt_state=opt_state)
-    params, opt_state = item_table.give_back(state.params, state.opt_state, moved)
+    sums = jax.tree.map(lambda g: jnp.where(alive, g, 0), sums)
+    updates, opt_state = step.optimizer.update(sums, gathered.opt_state, gathered.params)
+    rate = jnp.where(alive, state.hyper.learning_rate * jnp.exp2(-state.step / step.half_life), 0)
+    params = optax.apply_updates(gathered.params, jax.tree.map(lambda change: -rate * change, updates))
+    moved = gathered._replace(params=params, opt_state=opt_state)
+    params, opt_state = step.storage.scatter(state.params, state.opt_state, moved)
     loss_sum = state.loss_sum + jnp.where(alive, value, 0)
     return TrainState(params, opt_state, state.hyper, state.key, state.step + 1, loss_sum, failed_step)
 
 
-def batch_loss(
-    params: dict,
-    rows: Float[Array, "n D"],
-    pieces: Sequence["Piece"],
-    number: Int[Array, "R"],
-    selector_keys: Key[Array, "R L"],
-    dropout_key: PRNGKeyArray,
-    hyper: Hyper,
-    count: Int[Array, ""],
-    *,
-    model: sasrec.SASRec,
-    method: Method,
-    loss: Callable[..., Float[Array, "B L"]],
-    count_pads: bool,
-) -> Float[Array, ""]:
-    """The sum of the loss over the positions of a part of a batch, pads with `count_pads`, over the `count` of all.
-
-    All pads of a sequence have the same state, so those that a bucket leaves out count as one position with a
-    weight: the result is that of the padded batch.
-
-    Args:
-      params: item ids are rows of its item table, which may hold the batch's own items only (`row_tables.Borrowed`).
-      rows: those of the item table that the pieces look up, one after another.
-      number: of each sequence in the whole batch, on which its dropout depends.
-    """
-    ids = [ids for piece in pieces for ids in piece.looked_up]
-    embedded = iter(sasrec.cut_rows(rows, ids))
-    encode = functools.partial(model.apply, {"params": params["encoder"]})
-    total = jnp.zeros(())
-
-    def values(hidden, piece: Piece, targets, negative_rows):
-        if method.num_candidates == 0:
-            return loss(hidden, params["item_table"], piece.targets)
-        offered, end = piece.candidates, piece.first_row + piece.inputs.shape[0]
-        own_keys = selector_keys[piece.first_row : end, -hidden.shape[1] :]
-        negatives = Negatives(offered.item_ids, sasrec.dot(hidden, negative_rows), offered.log_q, offered.mask)
-        positive_scores = jnp.sum(hidden * targets, axis=-1)
-        chosen = method.selector(own_keys, negatives, positive_scores)
-        return loss(positive_scores, chosen, negative_weight=hyper.negative_weight)
-
-    looked_up = [(next(embedded), next(embedded), next(embedded)) for _ in pieces]
-    is_item = [piece.inputs > 0 for piece in pieces]
-    states = encode([inputs for inputs, _, _ in looked_up], is_item, hyper.dropout, dropout_key, number)
-    negative_rows = looked_up[0][-1]
-    for piece, hidden, (inputs, targets, own_rows) in zip(pieces, states, looked_up, strict=True):
-        negative_rows = own_rows if own_rows.size else negative_rows
-        counted = jnp.ones_like(piece.targets, bool) if count_pads else piece.targets > 0
-        total += jnp.sum(jnp.where(counted, values(hidden, piece, targets, negative_rows), 0))
-        num_cut = model.max_len - piece.inputs.shape[1]
-        if count_pads and num_cut:
-            nothing = jnp.zeros_like(inputs[:, :1])
-            (at_pad,) = encode([nothing], [jnp.zeros(nothing.shape[:2], bool)])
-            total += num_cut * jnp.sum(values(at_pad, piece, nothing, negative_rows))
-    return total / jnp.maximum(count, 1)
-
-
-def draw_users(
+def draw_places(
     key_data: Array, steps: Int[Array, "K"], *, batch_size: int, num_users: int, pool_size: int | None
 ) -> Int[Array, "S K B"]:
     """The users that these steps of the seeds with these run keys draw (see `stream.Stream`)."""
 
     def one(key, step):
-        return data.draw_users(pooled_keys(key, step, pool_size).batch, batch_size, num_users)
+        return data.draw_places(pooled_keys(key, step, pool_size).batch, batch_size, num_users)
 
     keys = jax.random.wrap_key_data(key_data)
     return jax.vmap(jax.vmap(one, in_axes=(None, 0)), in_axes=(0, None))(keys, steps)
