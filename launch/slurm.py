@@ -6,6 +6,7 @@
 The study, as launch/study.py takes it (and DIR/DATASET/METHOD/ gets the same files):
   --config=FILE          a config file; may be given several times
   --methods=LIST         all (default), paper (the paper's six), or names as in uniform,mixed,adaptive_mixed
+  --models=LIST          all, or names as in sasrec,gru4rec (default: sasrec)
   --osf=LIST             several oversampling factors, as in 1,3,10,20,30,50,inf
   --workdir=DIR          a folder that every node sees
   --config.FIELD=VALUE   a setting of every run; --NAME.FIELD=VALUE: of the runs of configs/NAME.py only

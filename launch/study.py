@@ -1,12 +1,14 @@
-"""A study: several methods, one after another, on one data set or several, and the report at the end.
+"""A study: several methods and models, one after another, on one data set or several, and the report at the end.
 
   python launch/study.py --config=configs/ml1m.py --methods=all --config.num_seeds=20 --workdir=DIR \\
       --config.data.path=PATH/ratings.dat
 
   --config=FILE          a config file; may be given several times
   --methods=LIST         all (default), paper (the paper's six), or names as in uniform,mixed,adaptive_mixed
+  --models=LIST          all, or names as in sasrec,gru4rec (default: sasrec)
   --osf=LIST             several oversampling factors, as in 1,3,10,20,30,50,inf: every method once for each
-  --workdir=DIR          gets DIR/DATASET/METHOD/ (with --osf: DIR/DATASET/METHOD/osf_VALUE/) and the report
+  --workdir=DIR          gets DIR/DATASET/METHOD/ and the report. Of another model than sasrec it is
+                         DIR/DATASET/MODEL/METHOD/, and with --osf there is osf_VALUE/ at the end
   --config.FIELD=VALUE   a setting of every run; python -m jaxneg.main --help lists them
   --NAME.FIELD=VALUE     a setting of the runs of configs/NAME.py only, as in --beauty.data.path=PATH
 
@@ -35,6 +37,8 @@ from jaxneg.errors import InputError
 from jaxneg.evaluation import rows as results
 from jaxneg.report import __main__ as report
 from jaxneg.run import config as config_lib
+from jaxneg.run import tuned
+from jaxneg.settings import DEFAULT_MODEL, with_defaults
 
 STOP = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 
@@ -81,7 +85,7 @@ def main(argv: Sequence[str]) -> int:
 
 def plan(arguments: Sequence[str]) -> tuple[pathlib.Path, list[Run]]:
     """The work folder and all runs of a command line, every one checked before the first starts. Raises InputError."""
-    given: dict[str, list[str]] = {"config": [], "methods": [], "osf": [], "workdir": []}
+    given: dict[str, list[str]] = {"config": [], "methods": [], "models": [], "osf": [], "workdir": []}
     settings: dict[str, list[str]] = {}  # {"config" or a config file's name: flags for the runs}
     for argument in arguments:
         flag = re.fullmatch(r"--(\w+)(?:\.([\w.]+))?=(.*)", argument, re.DOTALL)
@@ -91,13 +95,13 @@ def plan(arguments: Sequence[str]) -> tuple[pathlib.Path, list[Run]]:
             given[flag[1]].append(flag[3])
         else:
             raise InputError(
-                f"unexpected argument {argument!r}: --config=FILE, --methods=LIST, --osf=LIST, "
+                f"unexpected argument {argument!r}: --config=FILE, --methods=LIST, --models=LIST, --osf=LIST, "
                 "--workdir=DIR or --config.FIELD=VALUE; --help tells more"
             )
     for name, example in (("config", "configs/ml1m.py"), ("workdir", "runs/study")):
         if not given[name]:
             raise InputError(f"--{name} is needed, as in --{name}={example}")
-    for name in ("methods", "osf", "workdir"):
+    for name in ("methods", "models", "osf", "workdir"):
         if len(given[name]) > 1:
             raise InputError(f"--{name} is given {len(given[name])} times: once, with commas between several values")
     workdir = pathlib.Path(given["workdir"][0])
@@ -108,9 +112,10 @@ def plan(arguments: Sequence[str]) -> tuple[pathlib.Path, list[Run]]:
     runs = [
         run
         for source, stem in zip(given["config"], stems, strict=True)
+        for model in config_lib.parse_models("".join(given["models"]) or DEFAULT_MODEL)
         for method in config_lib.parse_methods("".join(given["methods"]) or "all")
         for osf in _factors(given["osf"])
-        for run in [_run(source, method, osf, settings.get("config", []) + settings.get(stem, []), workdir)]
+        for run in [_run(source, method, model, osf, settings.get("config", []) + settings.get(stem, []), workdir)]
     ]
     for run in runs:
         if [other.folder for other in runs].count(run.folder) > 1:
@@ -124,7 +129,7 @@ def plan(arguments: Sequence[str]) -> tuple[pathlib.Path, list[Run]]:
 def _factors(given: Sequence[str]) -> list[float | None]:
     if not given:
         return [None]
-    rule = config_lib.FIELDS["osf"].rule
+    rule = config_lib.known("osf").rule
     factors = []
     for text in given[0].split(","):
         with contextlib.suppress(ValueError):
@@ -135,15 +140,16 @@ def _factors(given: Sequence[str]) -> list[float | None]:
     return factors
 
 
-def _run(source: str, method: str, osf: float | None, settings: list[str], workdir: pathlib.Path) -> Run:
+def _run(source: str, method: str, model: str, osf: float | None, settings: list[str], workdir: pathlib.Path) -> Run:
     if ":" in pathlib.Path(source).name:
-        raise InputError(f"--config={source}: name the methods with --methods, not after a colon")
-    flags = [f"--config={source}:{method}", *settings, *([] if osf is None else [f"--config.osf={osf:g}"])]
+        raise InputError(f"--config={source}: name the methods with --methods and --models, not after a colon")
+    named = method if model == DEFAULT_MODEL else f"{method},{model}"
+    flags = [f"--config={source}:{named}", *settings, *([] if osf is None else [f"--config.osf={osf:g}"])]
     config, *_ = jaxneg_main.parse_flags(["study", *flags, "--workdir=unused"])
     if config.method != method:
         raise InputError(f"--config.method={config.method}: name the methods with --methods")
-    folder = workdir / config.dataset / method / ("" if osf is None else f"osf_{osf:g}")
-    name = f"{config.dataset} {method}" + ("" if osf is None else f" OSF {osf:g}")
+    folder = workdir / config.dataset / tuned.key(method, model) / ("" if osf is None else f"osf_{osf:g}")
+    name = f"{config.dataset} {tuned.key(method, model)}" + ("" if osf is None else f" OSF {osf:g}")
     command = (sys.executable, "-m", "jaxneg.main", *flags, f"--workdir={folder}")
     return Run(config.dataset, name, folder, command, files.plain(config_lib.flatten(config)))
 
@@ -206,7 +212,7 @@ def is_finished(run: Run) -> bool:
     if not (run.folder / "results.csv").exists() or not config.exists():
         return False
     with contextlib.suppress(OSError, ValueError, KeyError):
-        return json.loads(config.read_text())["config"] == run.settings
+        return files.plain(with_defaults(json.loads(config.read_text())["config"])) == run.settings
     return False
 
 

@@ -5,10 +5,11 @@
 
   --config=FILE          a config file
   --methods=LIST         all (default), paper (the paper's six), or names as in uniform,mixed
-  --trials=N             shapes (batch size, numbers of negatives, OSF) to try per method (20); each one with every
+  --models=LIST          all, or names as in sasrec,gru4rec (default: sasrec)
+  --trials=N             shapes (batch size, numbers of negatives, OSF) to try per method and model (20); each one with every
                          learning rate and dropout, side by side in one program
   --workdir=DIR          keeps all trials (DIR/DATASET/METHOD/optuna.jsonl): the same command goes on where it stopped
-  --try.FIELD=V1,V2      the values to try of a field, in place of CHOICES in jaxneg/tune.py; one value fixes it
+  --try.FIELD=V1,V2      the values to try of a field, in place of CHOICES in jaxneg/run/tune.py; one value fixes it
   --config.FIELD=VALUE   a setting that is not searched; num_seeds: repeats of every combination
 
 What is maximised is HR@10 on validation at its best epoch; test cases are never ranked. The draws are none of
@@ -32,6 +33,7 @@ from jaxneg import main as jaxneg_main
 from jaxneg.errors import InputError
 from jaxneg.run import config as config_lib
 from jaxneg.run import tuned
+from jaxneg.settings import DEFAULT_MODEL
 
 
 def main(argv: Sequence[str]) -> int:
@@ -41,16 +43,21 @@ def main(argv: Sequence[str]) -> int:
             print(__doc__)
             return 0
         given, flags, tried = parse(argv[1:])
-        configs = [load(given.config, method, flags) for method in config_lib.parse_methods(given.methods)]
+        configs = [
+            load(given.config, method, model, flags)
+            for model in config_lib.parse_models(given.models)
+            for method in config_lib.parse_methods(given.methods)
+        ]
         tune = import_tune()
         refuse_unsearched(flags, tried, tune.CHOICES)
         own_name = jaxneg_main.load_config(given.config).dataset  # as the config file asks for it, whatever the flags
         path = tuned.tuned_file(given.config, own_name)
         for config in configs:
-            workdir = pathlib.Path(given.workdir) / config.dataset / config.method
+            name = tuned.key(config.method, config.model.name)
+            workdir = pathlib.Path(given.workdir) / config.dataset / name
             found = tune.search(config, workdir, given.trials, tune.CHOICES | tried)
-            tune.write_tuned(path, config.dataset, config.method, found)
-            print(f"{path}: {config.method}, validation HR@10 {found['valid_hr@10']:.4f}", flush=True)
+            tune.write_tuned(path, config.dataset, config.method, found, config.model.name)
+            print(f"{path}: {name}, validation HR@10 {found['valid_hr@10']:.4f}", flush=True)
     except InputError as error:
         print(f"jaxneg: {error}", file=sys.stderr)
         return 2
@@ -63,8 +70,9 @@ def main(argv: Sequence[str]) -> int:
 def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str], dict[str, tuple[Any, ...]]]:
     """(own flags, --config.FIELD flags, {field: values to try}). Raises InputError."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for name, default in (("--config", ""), ("--methods", "all"), ("--workdir", ""), ("--trials", "20")):
-        parser.add_argument(name, default=default)
+    defaults = {"config": "", "methods": "all", "models": DEFAULT_MODEL, "workdir": "", "trials": "20"}
+    for name, default in defaults.items():
+        parser.add_argument(f"--{name}", default=default)
     try:
         given, rest = parser.parse_known_args(arguments)
     except argparse.ArgumentError as error:
@@ -100,11 +108,11 @@ def values_to_try(name: str, text: str) -> tuple[Any, ...]:
     return tuple(dict.fromkeys(values))
 
 
-def load(source: str, method: str, flags: Sequence[str]) -> config_dict.FrozenConfigDict:
-    """The config of one method. Raises InputError."""
+def load(source: str, method: str, model: str, flags: Sequence[str]) -> config_dict.FrozenConfigDict:
+    """The config of one method and model. Raises InputError."""
     if ":" in pathlib.Path(source).name:
-        raise InputError(f"--config={source}: name the methods with --methods, not after a colon")
-    config, *_ = jaxneg_main.parse_flags(["tune", f"--config={source}:{method}", *flags, "--workdir=unused"])
+        raise InputError(f"--config={source}: name the methods with --methods and --models, not after a colon")
+    config, *_ = jaxneg_main.parse_flags(["tune", f"--config={source}:{method},{model}", *flags, "--workdir=unused"])
     if config.method != method:
         raise InputError(f"--config.method={config.method}: name the methods with --methods")
     return config

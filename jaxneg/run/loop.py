@@ -15,11 +15,11 @@ from jaxneg.devices import hosts
 from jaxneg.devices import mesh as mesh_lib
 from jaxneg.errors import InputError
 from jaxneg.evaluation import rows as results
-from jaxneg.run import checkpoint, outputs, signals, workdir
+from jaxneg.run import checkpoint, outputs, signals, steps, workdir
 from jaxneg.run import config as config_lib
 from jaxneg.run.checkpoint import Progress
 from jaxneg.run.inputs import SPLITS
-from jaxneg.run.programs import Plan, drawn_from
+from jaxneg.run.programs import Plan
 from jaxneg.training import step as training
 
 DISPATCH_SECONDS = 2.0  # about how long a device program trains before the host looks at signals and clocks again
@@ -53,7 +53,7 @@ def train_seeds(plan: Plan, record: dict) -> tuple[Progress, np.ndarray]:
         raise signals.Stopped(number, where)
 
     with (
-        closing(drawn_from(plan, state, first)) as sources,
+        closing(steps.Feed(plan, state, first)) as feed,
         signals.noted() as received,
         tqdm(
             total=plan.last_step,
@@ -65,16 +65,13 @@ def train_seeds(plan: Plan, record: dict) -> tuple[Progress, np.ndarray]:
             disable=not hosts.is_first(),
         ) as bar,
     ):
-        count, held = 1, first
-        for epoch in evaluation_epochs(plan.config):
+        count = 1
+        for epoch in steps.evaluation_epochs(plan.config):
             until = epoch * plan.steps_per_epoch
             while step < until:
-                start = time.perf_counter()
-                if step == held:
-                    held, source = next(sources)
-                count = min(count, until - step, held - step)
-                state = advance(plan, count, state, source)
-                step += count
+                start, before = time.perf_counter(), step
+                state, step = steps.dispatch(plan, state, feed, step, until, count)
+                count = step - before
                 told = loss_in_words(plan, state, step - progress.evaluated_step)
                 seconds = time.perf_counter() - start
                 progress = progress._replace(train_seconds=progress.train_seconds + seconds)
@@ -111,17 +108,6 @@ def train_seeds(plan: Plan, record: dict) -> tuple[Progress, np.ndarray]:
 def seeds_own(plan: Plan, values: jax.Array) -> np.ndarray:
     """Values with a seed axis, [num_seeds, ...], on the host. Waits for the device."""
     return np.asarray(mesh_lib.take(plan.layout, values))
-
-
-def advance(plan: Plan, count: int, state: training.TrainState, source) -> training.TrainState:
-    """`count` steps of all seeds, from what `programs.drawn_from` gave for them.
-
-    With `debug`, raises InputError naming the operation whose result is not a number.
-    """
-    try:
-        return plan.programs.advance(np.int32(count), state, plan.tables, source)
-    except FloatingPointError as error:
-        raise InputError(f"config.debug: {error}") from error
 
 
 def loss_in_words(plan: Plan, state: training.TrainState, num_steps: int) -> str:
@@ -161,11 +147,6 @@ def describe(plan: Plan) -> str:
     """What the progress bar is headed by."""
     method, seeds, number = config_lib.label(plan.config), plan.seeds, plan.config.num_seeds
     return method if len(seeds) == number else f"{method}, seeds {seeds.start} to {seeds.stop - 1} of {number}"
-
-
-def evaluation_epochs(config) -> list[int]:
-    """Every `eval_every` epochs, and after the last one."""
-    return sorted({*range(config.eval_every, config.num_epochs, config.eval_every), config.num_epochs})
 
 
 def checkpoint_record(plan: Plan, record: dict) -> dict:

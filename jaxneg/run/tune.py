@@ -28,7 +28,7 @@ from jaxneg.errors import InputError
 from jaxneg.evaluation import metrics
 from jaxneg.evaluation import rows as results
 from jaxneg.run import config as config_lib
-from jaxneg.run import experiment, loop
+from jaxneg.run import experiment, steps, tuned
 from jaxneg.run import programs as plan_lib
 from jaxneg.training import step as training
 
@@ -67,10 +67,10 @@ def search(
         facts = _facts(config, prepared, space)
         storage = optuna.storages.JournalStorage(JournalFileBackend(str(folder / "optuna.jsonl")))
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        name = f"{config.dataset}/{config.method}"
+        name = f"{config.dataset}/{tuned.key(config.method, config.model.name)}"
         study = optuna.create_study(storage=storage, study_name=name, load_if_exists=True, direction="maximize")
         _claim(study, facts, folder)
-    points = list(itertools.product(*(space[name] for name in SAME_SHAPE)))
+    points = list(itertools.product(*(space[name] for name in same_shape(space))))
     first = done = _num_done(study)
     begun = time.monotonic()
     while done < num_trials:
@@ -96,11 +96,18 @@ def search(
     return {"settings": study.best_params, **found}
 
 
+def same_shape(space: Mapping[str, Any]) -> tuple[str, ...]:
+    """The searched fields that change no shape."""
+    return tuple(name for name in SAME_SHAPE if name in space)
+
+
 def search_space(config, num_items: int, choices: Mapping[str, Sequence[Any]]) -> dict[str, tuple]:
     """{field: values} of the fields that the config's method uses; more candidates than items are not tried."""
     drawn = sorted({settings.DISTRIBUTIONS[part] for part in settings.distributions(config_lib.flatten(config))})
     kept = ["sampler.num_kept"] if config.method in settings.BY_SCORE else []
-    space = {name: tuple(choices[name]) for name in ("batch_size", "osf", *drawn, *kept, *SAME_SHAPE)}
+    flat = config_lib.flatten(config)
+    names = ("batch_size", "osf", *drawn, *kept, *SAME_SHAPE)
+    space = {name: tuple(choices[name]) for name in names if name in flat}  # not every model has dropout
     space |= {name: tuple(value for value in space[name] if value <= num_items) for name in drawn}
     empty = [name for name, values in space.items() if not values]
     if empty:
@@ -115,9 +122,10 @@ def try_one(study: optuna.Study, config, prepared: data.Prepared, space, points:
     distributions = {name: CategoricalDistribution(values) for name, values in space.items()}
     trial = study.ask(distributions)
     trial.set_user_attr("proposed", True)
-    shape = {name: value for name, value in trial.params.items() if name not in SAME_SHAPE}
+    varied = same_shape(space)
+    shape = {name: value for name, value in trial.params.items() if name not in varied}
     known = {
-        tuple(other.params[name] for name in SAME_SHAPE): other.value
+        tuple(other.params[name] for name in varied): other.value
         for other in _complete(study)
         if all(other.params[name] == value for name, value in shape.items())
     }
@@ -126,14 +134,16 @@ def try_one(study: optuna.Study, config, prepared: data.Prepared, space, points:
     if shape.get("sampler.num_kept", 0) > drawn:
         study.tell(trial, state=TrialState.PRUNED)  # more kept than drawn
         return
-    own = tuple(trial.params[name] for name in SAME_SHAPE)
-    values = known or dict(zip(points, validation_hit_rates(config, shape, prepared, points), strict=True))
+    own = tuple(trial.params[name] for name in varied)
+    values = known
     if not known:
+        named = [dict(zip(varied, point, strict=True)) for point in points]
+        values = dict(zip(points, validation_hit_rates(config, shape, prepared, named), strict=True))
         others = [point for point in points if point != own]
         study.add_trials(
             [
                 optuna.create_trial(
-                    params=shape | dict(zip(SAME_SHAPE, point, strict=True)),
+                    params=shape | dict(zip(varied, point, strict=True)),
                     distributions=distributions,
                     value=values[point],
                 )
@@ -144,9 +154,11 @@ def try_one(study: optuna.Study, config, prepared: data.Prepared, space, points:
 
 
 def validation_hit_rates(
-    config, shape: Mapping[str, Any], prepared: data.Prepared, points: Sequence[tuple]
+    config, shape: Mapping[str, Any], prepared: data.Prepared, points: Sequence[Mapping[str, float]]
 ) -> list[float]:
-    """For each (learning rate, dropout): HR@10 on validation at the best epoch, the mean of `config.num_seeds` repeats.
+    """For each point, {field of SAME_SHAPE: value}: HR@10 on validation at the best epoch, the mean of all repeats.
+
+    There are `config.num_seeds` of them.
 
     Repeat r has the same key for all points, so they differ by their values only.
     """
@@ -155,21 +167,21 @@ def validation_hit_rates(
     changed = config_lib.changed(config, shape | {"num_seeds": len(points) * repeats})
     made = plan_lib.make_plan(config_lib.resolve(changed), pathlib.Path(), prepared, range(len(points) * repeats))
     plan = plan_lib.on_devices(made)
-    learning_rate, dropout = np.repeat(np.array(points, np.float32), repeats, axis=0).T
-    weight = np.full(len(learning_rate), config.loss.negative_weight, np.float32)
-    hyper = training.HyperParams(learning_rate=learning_rate, dropout=dropout, negative_weight=weight)
-    keys = mesh_lib.seed_keys(mesh_lib.seed_layout(repeats), ROOT + config.seed)[np.arange(len(weight)) % repeats]
+    flat = config_lib.flatten(config)
+
+    def of_points(name):
+        return np.repeat(np.array([point.get(name, flat.get(name, 0.0)) for point in points], np.float32), repeats)
+
+    hyper = training.HyperParams(*map(of_points, ("learning_rate", "model.dropout", "loss.negative_weight")))
+    seeds = np.arange(len(points) * repeats) % repeats
+    keys = mesh_lib.seed_keys(mesh_lib.seed_layout(repeats), ROOT + config.seed)[seeds]
     state = plan.programs.init(mesh_lib.fill(plan.layout, keys), mesh_lib.fill(plan.layout, hyper))
-    best, step, held = np.full(len(weight), -1.0), 0, 0
-    sources = plan_lib.drawn_from(plan, state, 0)
-    for epoch in loop.evaluation_epochs(plan.config):
-        while step < epoch * plan.steps_per_epoch:
-            left = epoch * plan.steps_per_epoch - step
-            if step == held:
-                held, source = next(sources)
-            count = min(plan.config.steps_per_dispatch or left, left, held - step)
-            state = plan.programs.advance(np.int32(count), state, plan.tables, source)
-            step += count
+    best, step = np.full(len(keys), -1.0), 0
+    feed = steps.Feed(plan, state, 0)
+    for epoch in steps.evaluation_epochs(plan.config):
+        until = epoch * plan.steps_per_epoch
+        while step < until:
+            state, step = steps.dispatch(plan, state, feed, step, until, plan.config.steps_per_dispatch or until)
         valid, weights = plan.splits["valid"], plan.programs.weights(state.params)
         ranked = plan.programs.evaluate(weights, plan.history_rows, valid.cases)
         above, tied = (np.asarray(part)[:, valid.place] for part in mesh_lib.take(plan.layout, ranked[:2]))
@@ -180,8 +192,10 @@ def validation_hit_rates(
     return best.reshape(len(points), repeats).mean(axis=1).tolist()
 
 
-def write_tuned(path: pathlib.Path, dataset: str, method: str, found: Mapping[str, Any]) -> None:
-    """Puts one method's settings into the file of tuned settings, which is written whole; other methods stay."""
+def write_tuned(
+    path: pathlib.Path, dataset: str, method: str, found: Mapping[str, Any], model: str = settings.DEFAULT_MODEL
+) -> None:
+    """Puts one method's settings for a model into the file of tuned settings, which is written whole; others stay."""
     methods = {}
     if path.exists():
         try:
@@ -189,7 +203,7 @@ def write_tuned(path: pathlib.Path, dataset: str, method: str, found: Mapping[st
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path}: is not a file of tuned settings ({error!r}); move it away") from error
     path.parent.mkdir(parents=True, exist_ok=True)
-    files.write_json(path, {"dataset": dataset, "methods": methods | {method: dict(found)}})
+    files.write_json(path, {"dataset": dataset, "methods": methods | {tuned.key(method, model): dict(found)}})
 
 
 def _facts(config, prepared: data.Prepared, space) -> dict[str, Any]:
@@ -202,6 +216,8 @@ def _facts(config, prepared: data.Prepared, space) -> dict[str, Any]:
 
 def _claim(study: optuna.Study, facts: dict[str, Any], folder: pathlib.Path) -> None:
     theirs = study.user_attrs.get("facts", facts)
+    defaults = files.plain(settings.with_defaults(facts))  # of fields that an older version did not have
+    theirs = {name: defaults[name] for name in facts if name in defaults and name not in theirs} | theirs
     changed = [
         f"{name} was {theirs.get(name)!r} and is {facts.get(name)!r}"
         for name in sorted(facts.keys() | theirs.keys())
