@@ -6,8 +6,8 @@
   --config=FILE          a config file
   --methods=LIST         all (default), paper (the paper's six), or names as in uniform,mixed
   --models=LIST          all, or names as in sasrec,gru4rec (default: sasrec)
-  --trials=N             shapes (batch size, numbers of negatives, OSF) to try per method and model (20); each one with every
-                         learning rate and dropout, side by side in one program
+  --trials=N             shapes (batch size, numbers of negatives, OSF) to try per method and model (20); each one with
+                         every learning rate and dropout, side by side in one program
   --workdir=DIR          keeps all trials (DIR/DATASET/METHOD/optuna.jsonl): the same command goes on where it stopped
   --try.FIELD=V1,V2      the values to try of a field, in place of CHOICES in jaxneg/run/tune.py; one value fixes it
   --config.FIELD=VALUE   a setting that is not searched; num_seeds: repeats of every combination

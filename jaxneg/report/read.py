@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from jaxneg import settings
+from jaxneg import files
 from jaxneg.errors import InputError
 from jaxneg.evaluation import rows as results
+from jaxneg.settings import FREE, with_defaults
 
 # Settings that two runs of one method may differ in and still be repeats of each other: which seeds, where, how.
-REPEATS_DIFFER_IN = ("seed", "num_seeds", *settings.FREE)
+REPEATS_DIFFER_IN = ("seed", "num_seeds", *FREE)
 PROTOCOL = ("eval.filter_seen", "eval.rolling_history")  # with the data: what a comparison must have in common
 NEEDED = results.RESULT_COLUMNS[: results.RESULT_COLUMNS.index("balance") + 1]
 INFINITE = "inf"  # osf as a key: JSON has no infinity, so a run's file says null
@@ -80,9 +81,12 @@ def find_runs(folders: Sequence[str | pathlib.Path]) -> tuple[list[Run], list[pa
     """
     finished, unfinished = {}, {}
     for folder in map(pathlib.Path, folders):
-        if not folder.is_dir():
-            raise InputError(f"{folder}: there is no such folder")
-        found = sorted(folder.rglob("results.csv"))
+        try:
+            if not folder.is_dir():
+                raise InputError(f"{folder}: there is no such folder")
+            found = sorted(folder.rglob("results.csv"))
+        except (OSError, ValueError) as error:  # a name too long, or with a NUL
+            raise InputError(f"{str(folder)[:200]}: cannot be searched ({error}); name a folder") from error
         if not found:
             raise InputError(f"{folder}: no results.csv in or below it; name a folder with a finished run")
         finished |= {path.resolve(): path.parent for path in found}
@@ -100,7 +104,7 @@ def read_run(folder: pathlib.Path) -> Run:
     if (folder / "config.json").exists():
         try:
             record = json.loads((folder / "config.json").read_text())
-            settings = dict(record.pop("config"))
+            settings = files.plain(with_defaults(record.pop("config")))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{folder / 'config.json'}: is not the config of a run ({error!r})") from error
     else:
@@ -148,7 +152,7 @@ def _study(members: list[Run], key: tuple, name_is_shared: bool) -> Study:
 
 
 def _identity(run: Run, members: Sequence[Run]) -> str:
-    """The settings that make a run what it is; a field that an older run's file lacks tells nothing."""
+    """The settings that make a run what it is; where one has no config.json, they tell nothing."""
     shared = set.intersection(*(set(other.settings) for other in members if other.method == run.method))
     return json.dumps({name: run.settings[name] for name in sorted(shared) if name not in REPEATS_DIFFER_IN})
 

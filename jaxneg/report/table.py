@@ -8,8 +8,8 @@ from pathlib import Path
 import pandas as pd
 
 from jaxneg.errors import InputError, refuse
-from jaxneg.evaluation import rows as results_lib
 from jaxneg.evaluation.rows import COHORTS
+from jaxneg.report import read
 
 
 def results_table(results: pd.DataFrame | Sequence[Mapping]) -> str:
@@ -72,20 +72,9 @@ def find_results(folders: Sequence[str | Path]) -> pd.DataFrame:
 
     Raises InputError where a folder holds no finished run.
     """
-    runs = []
-    for folder in folders:
-        try:
-            found = sorted(Path(folder).rglob("results.csv"))
-        except (OSError, ValueError) as error:  # a name too long, or with a NUL
-            raise InputError(f"{str(folder)[:200]}: cannot be searched ({error}); name a folder") from error
-        if not found:
-            raise InputError(f"{folder}: no results.csv in or below it; name a folder with a finished run")
-        runs += found
-    baselines = [results_lib.read_results(path.with_name("baselines.csv")) for path in runs]
-    baselines = pd.concat(baselines).drop_duplicates(["dataset", "method"])
-    return pd.concat([baselines, *(results_lib.read_results(path) for path in runs)]).sort_values(
-        "dataset", kind="stable"
-    )
+    runs, _ = read.find_runs(folders)
+    baselines = pd.concat([run.baselines for run in runs]).drop_duplicates(["dataset", "method"])
+    return pd.concat([baselines, *(run.rows for run in runs)]).sort_values("dataset", kind="stable")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

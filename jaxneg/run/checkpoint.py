@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxneg.errors import InputError
 
+LAYOUT = 2  # of what is saved: raise it when a training state's parts change
 KEEP = 2  # the one before the last is there should the last turn out to be damaged
 FIRST_SECONDS = 1.0  # of training before a process saves for the first time: it may be killed soon
 PIECE = 2**20  # elements that are summed at a time
@@ -84,7 +85,11 @@ class Checkpoints:
                     state=kinds.StandardSave(stored),
                     about=kinds.JsonSave(
                         about
-                        | {"checksum": checksum(stored), "shapes": [np.shape(leaf) for leaf in jax.tree.leaves(stored)]}
+                        | {
+                            "layout": LAYOUT,
+                            "checksum": checksum(stored),
+                            "shapes": [np.shape(leaf) for leaf in jax.tree.leaves(stored)],
+                        }
                     ),
                 ),
             )
@@ -94,7 +99,7 @@ class Checkpoints:
         """The newest sound (tree, about); the tree has the structure and the shapes of `like`: NumPy arrays and keys.
 
         None where there is no checkpoint. A damaged one is told of on stderr and deleted, and the one before it used.
-        Raises InputError if all are damaged.
+        Raises InputError if all are damaged, or if one is of another layout.
         """
         if jax.process_count() == 1 and not self.folder.is_dir():
             return None
@@ -102,6 +107,8 @@ class Checkpoints:
         for step in steps:
             try:
                 return self._read(step, like)
+            except InputError:
+                raise
             except Exception as error:  # whatever damaged files make of the libraries that read them
                 reason = " ".join(str(error).split())[:120]
                 print(
@@ -113,6 +120,16 @@ class Checkpoints:
             raise InputError(f"{self.folder}: every checkpoint is damaged: remove this folder to train from the start")
         return None
 
+    def check_layout(self) -> None:
+        """Raises InputError if the newest checkpoint is of another layout than today's; reads nothing else of it."""
+        if self.folder.is_dir() and (steps := self._manager.all_steps()):
+            try:
+                self._about(max(steps))
+            except InputError:
+                raise
+            except Exception:  # damaged: `restore` tells of it
+                return
+
     def close(self) -> None:
         """Waits until the last save is on disk."""
         self._wait()
@@ -120,8 +137,7 @@ class Checkpoints:
             self._manager.close()
 
     def _read(self, step: int, like: Any) -> tuple[Any, dict]:
-        kinds = self._orbax.args
-        about = dict(self._manager.restore(step, args=kinds.Composite(about=kinds.JsonRestore())).about)
+        kinds, about = self._orbax.args, self._about(step)
         wanted, structure = jax.tree.flatten(like)
         found = [
             np.broadcast_to(np.zeros((), _stored_type(leaf)), shape)
@@ -134,6 +150,19 @@ class Checkpoints:
         tree = jax.tree.map(_as_wanted, state, like)
         self._saved_step = step
         return tree, about
+
+    def _about(self, step: int) -> dict:
+        """What was saved beside the state. Raises InputError for another layout than today's."""
+        kinds = self._orbax.args
+        about = dict(self._manager.restore(step, args=kinds.Composite(about=kinds.JsonRestore())).about)
+        layout = about.pop("layout", 1)
+        if layout != LAYOUT:
+            how = "an older" if layout < LAYOUT else "a newer"
+            raise InputError(
+                f"{self.folder} holds checkpoints of {how} layout than this version of jaxneg reads: finish the run "
+                "with the version that began it, or name another --workdir"
+            )
+        return about
 
     def _look(self) -> None:
         """Books the save under way once it is finished."""

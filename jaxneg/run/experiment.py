@@ -14,8 +14,8 @@ from jaxneg.devices import hosts
 from jaxneg.errors import InputError
 from jaxneg.evaluation import rows as results
 from jaxneg.report import table
+from jaxneg.run import checkpoint, loop, outputs, signals
 from jaxneg.run import config as config_lib
-from jaxneg.run import loop, outputs, signals
 from jaxneg.run import workdir as workdir_lib
 from jaxneg.run.capacity import fitting_plan
 from jaxneg.run.programs import Plan, with_item_table
@@ -47,12 +47,20 @@ def run(config, workdir: str | pathlib.Path, extend: bool = False, join_hosts: d
         while seeds := hosts.from_first(lambda: [[seeds.start, seeds.stop] for seeds in itertools.islice(chunks, 1)]):
             hosts.from_first(lambda: workdir_lib.refuse_versions(folder, changed, extend))
             plan = fitting_plan(config, folder, prepared, range(*seeds[0]))
+            hosts.from_first(lambda plan=plan: check_layout(plan))
             hosts.from_first(lambda plan=plan: begin_folder(plan, prepared, record))
             trained = loop.train_seeds(plan, record)
             hosts.from_first(lambda plan=plan, trained=trained: outputs.write_results(plan, prepared, *trained))
         if hosts.is_first():
             print_results(folder)
     return folder / "results.csv"
+
+
+def check_layout(plan: Plan) -> None:
+    """Raises InputError, before anything is written, if the seeds' checkpoints are of another layout."""
+    checkpoints = checkpoint.Checkpoints(workdir_lib.checkpoint_folder(plan.folder, plan.seeds), 0.0)
+    checkpoints.check_layout()
+    checkpoints.close()
 
 
 def begin_folder(plan: Plan, prepared: data.Prepared, record: dict) -> None:

@@ -170,6 +170,8 @@ def resume(plan: Plan, checkpoints: checkpoint.Checkpoints, about: dict) -> tupl
     if stored is None:
         return state, progress
     (old_state, progress), theirs = stored
+    if "config" in theirs:  # one of an older version lacks the fields that came later
+        theirs |= {"config": {name: theirs["config"].get(name, value) for name, value in about["config"].items()}}
     if theirs != about:
         names = [name for name in about if theirs.get(name) != about[name]]
         raise InputError(

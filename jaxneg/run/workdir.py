@@ -164,8 +164,13 @@ def join_seeds(path: pathlib.Path, seeds: np.ndarray, arrays: dict[str, np.ndarr
     """`seed` and the arrays [S, ...], with those of the file's other seeds, in the order of the seeds."""
     mine = {"seed": seeds} | arrays
     if path.exists():
-        old = files.read_arrays(path)
+        old = {_today(name): array for name, array in files.read_arrays(path).items()}
         others = ~np.isin(old["seed"], seeds)
         mine = {name: np.concatenate([old[name][others], new]) for name, new in mine.items()}
     order = np.argsort(mine["seed"], kind="stable")
     return {name: array[order] for name, array in mine.items()}
+
+
+def _today(name: str) -> str:
+    """What an array of model.npz is called now, that an older version called otherwise."""
+    return "tables/item" if name == "item_table" else name.replace("encoder/", "network/", 1)
