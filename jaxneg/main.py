@@ -16,7 +16,7 @@ import traceback
 from absl import flags
 from ml_collections import config_dict, config_flags
 
-from jaxneg import fields, settings
+from jaxneg import fields, settings, versions
 from jaxneg.data import store
 from jaxneg.errors import InputError
 from jaxneg.run import config as config_lib
@@ -32,6 +32,7 @@ interaction file -> prepared data -> training -> ranks over the whole catalogue 
   python -m jaxneg.main --config=configs/quickstart.py:mixed,gru4rec --workdir=runs/gru --config.model.num_layers=2
   python -m jaxneg.main --config=configs/ml1m.py:adaptive_mixed --workdir=runs/ml1m --config.data.path=PATH/ratings.dat
 
+  --version              the versions of jaxneg, jax, jaxlib and Python
   --multihost            one run on several hosts: the same command on each (srun, a TPU pod's workers, GKE); elsewhere
                          also --coordinator=HOST:PORT --num_processes=N --process_id=I
 
@@ -49,8 +50,12 @@ def main(argv: list[str]) -> int:
         if {"-h", "-help", "--help"} & set(argv[1:]):
             print(usage())
             return 0
+        if "--version" in argv[1:]:
+            print(versions.in_words())
+            return 0
         argv, hosts = take_host_flags(argv)
         config, workdir, extend = parse_flags(argv)
+        versions.refuse_bad_jaxlib()
         with signals.raised():
             from jaxneg.devices import mesh as mesh_lib  # here, so that --help and a refused flag do not wait for JAX
             from jaxneg.run import experiment

@@ -1,19 +1,15 @@
 """What a run's folder holds: whether it is this run, which seeds are done, and joining new ones to them."""
 
 import pathlib
-import platform
 import re
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import flax
 import jax
 import numpy as np
-import optax
 
-import jaxneg
-from jaxneg import files, settings
+from jaxneg import files, settings, versions
 from jaxneg.data import dataset as data
 from jaxneg.errors import InputError
 from jaxneg.evaluation import rows as results
@@ -33,7 +29,7 @@ def config_record(config, prepared: data.Prepared) -> dict:
     return {
         "config": files.plain(config_lib.flatten(config)),
         "data": data_facts,
-        "versions": versions(),
+        "versions": versions.versions(),
         "device": device(),
     }
 
@@ -74,7 +70,7 @@ def compare_record(folder: pathlib.Path, record: dict, extend: bool) -> list[str
     return [
         f"{name} was {old_versions.get(name)} and is {version}"
         for name, version in record["versions"].items()
-        if old_versions.get(name) != version
+        if old_versions.get(name, version) != version  # one that an older version did not tell of is not a changed one
     ]
 
 
@@ -96,21 +92,11 @@ def updated_record(folder: pathlib.Path, record: dict) -> dict:
     old = files.read_json(path)
     grown = {name: record["config"][name] for name in GROWING_SETTINGS}
     now = {"versions": record["versions"], "device": record["device"]} | grown
-    last = (
-        old.get("continued")
-        or [
-            {"versions": old["versions"], "device": old["device"]}
-            | {name: old["config"][name] for name in GROWING_SETTINGS}
-        ]
-    )[-1]
+    begun = {"versions": old["versions"], "device": old["device"]}
+    last = (old.get("continued") or [begun | {name: old["config"][name] for name in GROWING_SETTINGS}])[-1]
+    last = last | {"versions": record["versions"] | last["versions"]}
     continued = [*old.get("continued", []), *([now] if now != last else [])]
     return old | {"config": old["config"] | grown} | ({"continued": continued} if continued else {})
-
-
-def versions() -> dict[str, str]:
-    """The versions that a result depends on."""
-    modules = {"jax": jax, "flax": flax, "optax": optax, "numpy": np, "jaxneg": jaxneg}
-    return {"python": platform.python_version()} | {name: module.__version__ for name, module in modules.items()}
 
 
 def device() -> str:

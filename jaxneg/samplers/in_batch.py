@@ -14,7 +14,7 @@ from jaxneg.samplers.draws import first_permitted, hashed_bits
 from jaxneg.samplers.weighted import outside_mass
 from jaxneg.types import Batch, Candidates
 
-NUM_ROUNDS = 12  # of the shuffling network; with 8, the pairs of a small pool are measurably uneven
+NUM_ROUNDS = 12  # an even number, of the shuffling network; with 8, the pairs of a small pool are measurably uneven
 MIN_BITS = 6  # and so they are with very narrow halves
 
 
@@ -98,13 +98,17 @@ def shuffled(
     low_bits = num_bits // 2
     high_bits = num_bits - low_bits
     low_mask, high_mask = (jnp.uint32(1) << low_bits) - 1, (jnp.uint32(1) << high_bits) - 1
-    high, low = step >> low_bits & high_mask, step & low_mask
-    for turn in range(NUM_ROUNDS):
+
+    def two_rounds(halves, keys):
         # The halves take turns, so that neither needs to be as wide as the other.
-        if turn % 2:
-            low = low ^ (scrambled(high ^ round_keys[turn]) & low_mask)
-        else:
-            high = high ^ (scrambled(low ^ round_keys[turn]) & high_mask)
+        high, low = halves
+        high = high ^ (scrambled(low ^ keys[0]) & high_mask)
+        low = low ^ (scrambled(high ^ keys[1]) & low_mask)
+        return (high, low), None
+
+    # A loop: a compiler that fuses rounds one after another computes each as often as it is used, 2**NUM_ROUNDS times.
+    pairs = round_keys[:NUM_ROUNDS].reshape(-1, 2, *round_keys.shape[1:])
+    high, low = jax.lax.scan(two_rounds, (step >> low_bits & high_mask, step & low_mask), pairs)[0]
     return (high << low_bits | low) ^ (round_keys[NUM_ROUNDS] & (low_mask | high_mask << low_bits))
 
 
