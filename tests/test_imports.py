@@ -19,7 +19,7 @@ LAYERS = [
     {"training"},
     {"samplers", "report"},
     {"optim", "models", "data", "evaluation"},
-    {"devices", "losses", "files"},
+    {"devices", "losses", "files", "settings", "versions"},
     {"types", "fields", "hashing", "errors", "jaxneg"},
 ]
 LAYER = {name: depth for depth, names in enumerate(LAYERS) for name in names}
