@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs the tests in jaxneg's own virtual environment. Arguments go to pytest: bash launch/test.sh tests/test_config.py -x
+# Runs the tests in jaxneg's own virtual environment. Arguments go to pytest: bash launch/test.sh tests/run/test_config.py -x
 # Slow tests are left out; bash launch/test.sh -m slow runs them. Tests on real files need JAXNEG_DATA, a folder of them.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=setup.sh
