@@ -19,7 +19,7 @@ LAYERS = [
     {"training"},
     {"samplers", "report"},
     {"optim", "models", "data", "evaluation"},
-    {"devices", "losses", "files"},
+    {"settings", "devices", "losses", "files"},
     {"types", "fields", "hashing", "errors", "jaxneg"},
 ]
 LAYER = {name: depth for depth, names in enumerate(LAYERS) for name in names}
