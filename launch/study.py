@@ -124,7 +124,7 @@ def plan(arguments: Sequence[str]) -> tuple[pathlib.Path, list[Run]]:
 def _factors(given: Sequence[str]) -> list[float | None]:
     if not given:
         return [None]
-    rule = config_lib.FIELDS["osf"].rule
+    rule = config_lib.known("osf").rule
     factors = []
     for text in given[0].split(","):
         with contextlib.suppress(ValueError):
