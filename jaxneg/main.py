@@ -86,7 +86,7 @@ def parse_flags(argv: list[str]) -> tuple[config_dict.FrozenConfigDict, str, boo
         raise InputError("--config is needed, as in --config=configs/quickstart.py:mixed; --help tells more")
     named, argv = _take_flag(argv, "config.model.name")
     config = load_config(source, named or None)
-    model = config.model.name
+    model = config_lib.known_model(config_lib.model_of(config_lib.flatten(config)))
     for arg in argv[1:]:
         override = re.match(r"--?(?:no)?config\.([^=]*)", arg)
         if override:

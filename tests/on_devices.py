@@ -31,8 +31,9 @@ def main(method_name: str, folder: str) -> None:
     dataset = data.training_set(prepared)
     settings = samplers.Settings(num_in_batch=3, num_uniform=3, num_kept=2)
     method = samplers.make(method_name, prepared.num_items, settings)
-    model, adam = sasrec.SASRec(1, 1, 8, 6), adam_lib.adam()
-    step = training.make_step(
+    model = sasrec.make(sasrec.Settings(width=8, num_blocks=1, max_len=6), prepared.num_items)
+    adam = adam_lib.adam()
+    step = training.Step(
         model=model,
         method=method,
         loss=losses.bce,
@@ -42,12 +43,13 @@ def main(method_name: str, folder: str) -> None:
         history_size=data.longest_history(dataset),
         buckets=(buckets.Bucket(8, 6), buckets.Bucket(8, 4)),
     )
-    init = functools.partial(training.init_state, model=model, num_items=prepared.num_items, optimizer=adam)
+    sizes = {"num_items": prepared.num_items, "num_users": prepared.num_users}
+    init = functools.partial(training.init_state, model=model, optimizer=adam, **sizes)
     tables = method.proposal.init(np.asarray(prepared.item_counts))
-    hyper = training.Hyper(np.float32(1e-2), np.float32(0.2), np.float32(1.0))
+    hyper = training.HyperParams(np.float32(1e-2), np.float32(0.2), np.float32(1.0))
 
     def draw(state, tables, dataset):
-        keys, batch = step.draw(state, dataset)
+        keys, batch = training.draw(step, state, dataset)
         candidates = method.proposal.sample(keys.proposal, tables, batch)
         return (batch, candidates.item_ids, candidates.mask), candidates.log_q
 
@@ -75,7 +77,7 @@ def main(method_name: str, folder: str) -> None:
             where = jax.tree_util.keystr(path)
             if KEY_BIAS not in where:
                 np.testing.assert_allclose(other, own, atol=1e-4, err_msg=f"{name}: {where}")
-    spread = np.ptp(floats[1]["item_table"], axis=0).max()
+    spread = np.ptp(floats[1]["tables"]["item"], axis=0).max()
     assert len(devices) == 8 and spread > 1e-2, "the seeds do differ"
 
 

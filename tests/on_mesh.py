@@ -21,6 +21,7 @@ from jaxneg.run import config as config_lib
 from jaxneg.run import experiment
 from jaxneg.run import programs as plan_lib
 from jaxneg.training import step as training
+from jaxneg.types import Batch
 
 NUM_SEEDS, NUM_STEPS = 2, 20
 LAYOUTS = {  # devices for data and for items, and whether the data is streamed
@@ -40,7 +41,7 @@ def main(folder: pathlib.Path) -> None:
     assert jax.local_device_count() == 8
     runs = {name: run(folder, *layout) for name, layout in LAYOUTS.items()}
     draws, first, (weights, loss), _ = runs["on one device"]
-    assert np.ptp(weights["item_table"], axis=0).max() > 1e-2, "the seeds do differ"
+    assert np.ptp(weights["tables"]["item"], axis=0).max() > 1e-2, "the seeds do differ"
     for name, (other_draws, other_first, (other_weights, other_loss), ranks) in runs.items():
         equal = functools.partial(np.testing.assert_array_equal, err_msg=name)
         if other_draws is not None:
@@ -114,7 +115,7 @@ def run(folder: pathlib.Path, data_axis: int, model_axis: int, streamed: str):
     )
     advance = made.programs.advance.lower(np.int32(NUM_STEPS), state, made.tables, source).compile()
     evaluate = made.programs.evaluate.lower(
-        made.programs.weights(state.params), made.items, made.splits["test"].cases
+        made.programs.weights(state.params), made.history_rows, made.splits["test"].cases
     ).compile()
     # Numbers in what one of eight devices would hold of its seeds' tables.
     held = layout.seeds_per_device * (prepared.num_items + 1) * config.model.width // 8
@@ -126,7 +127,7 @@ def run(folder: pathlib.Path, data_axis: int, model_axis: int, streamed: str):
     def ranks(weights):
         params = mesh_lib.fill(layout, weights, like=made.programs.weights(state.params))
         place = made.splits["test"].place
-        above, tied, exposure = own(layout, evaluate(params, made.items, made.splits["test"].cases))
+        above, tied, exposure = own(layout, evaluate(params, made.history_rows, made.splits["test"].cases))
         return above[:, place], tied[:, place], exposure[:, :, : prepared.num_items + 1]
 
     return draws, first, reached, ranks
@@ -144,16 +145,17 @@ def drawing(config, prepared: data.Prepared):
 
     def draw(state, tables, dataset):
         keys = training.step_keys(state.key, state.step)
-        batch = data.draw_batch(
+        window = data.draw_users(
             keys.batch,
             dataset,
             batch_size=config.batch_size,
-            max_len=config.model.max_len,
+            length=config.model.max_len + 1,
             num_items=prepared.num_items,
             history_size=history_size,
         )
+        batch = Batch(window.items[:, :-1], window.items[:, 1:], *window[1:])
         candidates = method.proposal.sample(keys.proposal, tables, batch)
-        return batch, candidates.item_ids, candidates.mask
+        return window, candidates.item_ids, candidates.mask
 
     return draw
 

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -28,7 +29,7 @@ from refusals import (
 )
 
 import jaxneg
-from jaxneg import main
+from jaxneg import main, settings
 from jaxneg.data import dataset as data
 from jaxneg.data import download, prepare, store, synthetic
 from jaxneg.errors import InputError
@@ -166,8 +167,11 @@ COMMANDS = {
     "a long name as config": (["--config=" + "x" * 5000], ["File name too long"]),
     "a device as config": (["--config=/dev/null"], ["there is no file /dev/null"]),
     "a program as config": ([f"--config={sys.executable}"], ["SyntaxError"]),
-    "an unknown method": ([QUICKSTART.replace("uniform", "hard")], ["unknown method 'hard'", "known: uniform"]),
-    "two methods": ([QUICKSTART + ":mixed"], ["unknown method 'uniform:mixed'", "known: uniform"]),
+    "an unknown method": (
+        [QUICKSTART.replace("uniform", "hard")],
+        ["unknown method or model 'hard'", "known methods: uniform"],
+    ),
+    "two methods": ([QUICKSTART + ":mixed"], ["unknown method or model 'uniform:mixed'", "known methods: uniform"]),
 }
 
 
@@ -207,6 +211,14 @@ CONFIG_FILES = {
     "text for a group": (
         BASE + "    c.unlock()\n    del c.model\n    c.model = 'x'\n    return c\n",
         ["config.model is a group of fields"],
+    ),
+    "an unknown model": (
+        BASE + "    c.unlock()\n    c.model.name = 'sasrek'\n    return c\n",
+        ["unknown model 'sasrek'", "did you mean 'sasrec'"],
+    ),
+    "a number for the model": (
+        BASE + "    c.unlock()\n    del c.model.name\n    c.model.name = [3]\n    return c\n",
+        ["unknown model [3]", "known: ", "sasrec"],
     ),
 }
 
@@ -571,9 +583,22 @@ def risks(source: str) -> list[str]:
 
 
 def test_nothing_in_jaxneg_loads_a_pickle_or_evaluates_text():
-    sources = sorted(pathlib.Path(jaxneg.__file__).parent.rglob("*.py"))
+    """But jaxneg's own source: the classes of settings are read from it without importing what stands beside them."""
+    root = pathlib.Path(jaxneg.__file__).parent
+    sources = sorted(root.rglob("*.py"))
     assert len(sources) > 20
-    assert {path.name: risks(path.read_text()) for path in sources if risks(path.read_text())} == {}
+    found = {str(path.relative_to(root)): risks(path.read_text()) for path in sources}
+    of_fields = found.pop("fields.py")
+    assert len(of_fields) == 1 and of_fields[0].endswith(": exec")
+    assert {name: risky for name, risky in found.items() if risky} == {}
+    readers = re.compile(r"\b(read_names|declared)\(")
+    assert [name for name in found if readers.search((root / name).read_text())] == ["settings.py"]
+
+
+def test_the_settings_are_read_from_files_of_jaxneg_only():
+    root = pathlib.Path(jaxneg.__file__).parent
+    read = [settings.SAMPLERS, settings.LOSS_FILE, *settings.MODEL_FILES.values()]
+    assert all(path.resolve().is_relative_to(root.resolve()) and path.is_file() for path in read)
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ def test_damaged_arrays_are_told_of(tmp_path, damage):
 
 
 def test_a_folder_is_for_one_process(tmp_path):
-    claim = "import sys; from jaxneg import writer\nwith writer.claimed(sys.argv[1]): pass"
+    claim = "import sys; from jaxneg import files\nwith files.claimed(sys.argv[1]): pass"
     other = [sys.executable, "-c", claim, tmp_path]
     with files.claimed(tmp_path):
         refused = subprocess.run(other, capture_output=True, text=True)

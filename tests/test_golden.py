@@ -15,23 +15,25 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxneg import losses
-from jaxneg.models import sasrec
+from jaxneg.models import base, sasrec
 from jaxneg.optim import adam as adam_lib
 from jaxneg.samplers import select
+from jaxneg.training import step as training
 from jaxneg.types import Negatives
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES = ["uniform_h1", "uniform_h2", "in-batch_h1", "mixed_h1", "mixed_h2", "adaptive_h1", "adaptive-only_h1"]
+CASES += ["uniform-l2_h1"]
 NUM_ITEMS, NUM_BLOCKS, LEARNING_RATE = 50, 2, 1e-3
 
 # jaxneg's parameter -> TensorFlow's variable, after "SASRec/".
 TOP_NAMES = {
-    "item_table": "input_embeddings/lookup_table",
-    "encoder/positions": "dec_pos/lookup_table",
-    "encoder/final_norm/offset": "ln/Variable",
-    "encoder/final_norm/scale": "ln/Variable_1",
+    "tables/item": "input_embeddings/lookup_table",
+    "network/positions": "dec_pos/lookup_table",
+    "network/final_norm/offset": "ln/Variable",
+    "network/final_norm/scale": "ln/Variable_1",
 }
-BLOCK_NAMES = {  # "encoder/block_I/..." -> "num_blocks_I/..."
+BLOCK_NAMES = {  # "network/block_I/..." -> "num_blocks_I/..."
     "attention_norm/offset": "ln/Variable",
     "attention_norm/scale": "ln/Variable_1",
     "query/kernel": "self_attention/dense/kernel",
@@ -48,7 +50,7 @@ BLOCK_NAMES = {  # "encoder/block_I/..." -> "num_blocks_I/..."
     "ffn_outer/bias": "multihead_attention/conv1d_1/bias",
 }
 NAMES = TOP_NAMES | {
-    f"encoder/block_{i}/{ours}": f"num_blocks_{i}/{theirs}"
+    f"network/block_{i}/{ours}": f"num_blocks_{i}/{theirs}"
     for i in range(NUM_BLOCKS)
     for ours, theirs in BLOCK_NAMES.items()
 }
@@ -59,7 +61,7 @@ class Golden(NamedTuple):
 
     values: dict  # key -> array
     settings: dict
-    model: sasrec.SASRec
+    model: base.Model
     num_kept: int  # K; the number of candidates where nothing is selected
 
     def params(self, prefix: str) -> dict:
@@ -73,23 +75,35 @@ class Golden(NamedTuple):
     def evaluate(self, params: dict):
         """(loss, (hidden states, targets' scores [B, L], the negatives that the loss keeps)), gradient."""
         batch = [self.values[name] for name in ("seq", "pos", "neg")]
-        return evaluate(self.model, self.num_kept, params, *batch)
+        (loss, found), gradient = evaluate(self.model, self.num_kept, params, *batch)
+        loss, gradient = training.add_l2(self.step, params, loss, gradient)
+        return (loss, found), gradient
+
+    @property
+    def step(self) -> training.Step:
+        """A training step with the file's L2 term; of its parts only the model is made."""
+        return training.Step(self.model, None, None, None, 5, NUM_ITEMS, 8, l2=self.settings["l2_emb"])
 
     def forward(self, params: dict):
         """Hidden states, the targets' scores [B, L], and the negatives that the loss keeps."""
         return self.evaluate(params)[0][1]
 
 
+def score(model, params, hidden, ids):
+    """Scores of items, [B, L, N]."""
+    return model.score(params["network"], hidden, base.lookup(params["tables"]["item"], ids))
+
+
 @partial(jax.jit, static_argnums=(0, 1))
 @partial(jax.value_and_grad, argnums=2, has_aux=True)
 def evaluate(model, num_kept, params, inputs, targets, candidates):
     """The release's loss: pads in both means, unselected candidates as zeros."""
-    hidden = sasrec.encode(model, params, inputs)
-    positive = sasrec.score(hidden, params["item_table"], targets[..., None])[..., 0]
+    hidden = base.encode_inputs(model, params, inputs)
+    positive = score(model, params, hidden, targets[..., None])[..., 0]
     ids = candidates[:, None]
     pool = Negatives(
         item_ids=ids,
-        scores=sasrec.score(hidden, params["item_table"], ids),
+        scores=score(model, params, hidden, ids),
         log_q=jnp.zeros(ids.shape),
         mask=jnp.ones(ids.shape, bool),
     )
@@ -104,7 +118,9 @@ def golden(request) -> Golden:
         values = {name: stored[name] for name in stored.files if name != "types"}
     settings = json.loads(str(values["args"]))
     assert settings["num_blocks"] == NUM_BLOCKS and settings["lr"] == LEARNING_RATE
-    model = sasrec.SASRec(NUM_BLOCKS, settings["num_heads"], settings["hidden_units"], settings["maxlen"])
+    sizes = [settings[name] for name in ("hidden_units", "num_blocks", "num_heads", "maxlen")]
+    model = sasrec.make(sasrec.Settings(*sizes), NUM_ITEMS)
+    assert (settings["l2_emb"] > 0) == ("l2" in request.param)
     num_candidates = values["neg"].shape[1]
     num_kept = settings["num_adaptive_samples"] if request.param.startswith("adaptive") else num_candidates
     return Golden(values, settings, model, num_kept)
@@ -123,7 +139,7 @@ def assert_close(ours: dict, theirs: dict, atol: float):
 
 
 def test_every_variable_has_one_place(golden):
-    ours = flatten_dict(sasrec.init(jax.random.key(0), golden.model, NUM_ITEMS), sep="/")
+    ours = flatten_dict(golden.model.init(jax.random.key(0), NUM_ITEMS, 1), sep="/")
     mapped = flatten_dict(golden.params("w0"), sep="/")
     assert {n: v.shape for n, v in ours.items()} == {n: v.shape for n, v in mapped.items()}
     stored = {name.removeprefix("w0/SASRec/") for name in golden.values if name.startswith("w0/")}
@@ -140,7 +156,7 @@ def test_hidden_states_at_pads_are_the_offset(golden):
     hidden, _, _ = golden.forward(params)
     pads = golden.values["seq"] == 0
     assert pads.any()
-    offset = np.asarray(params["encoder"]["final_norm"]["offset"])
+    offset = np.asarray(params["network"]["final_norm"]["offset"])
     assert np.abs(offset).max() > 1e-4
     np.testing.assert_allclose(np.asarray(hidden)[pads], np.tile(offset, (pads.sum(), 1)), rtol=0, atol=1e-7)
 
@@ -163,7 +179,7 @@ def test_negative_scores_in_place(golden):
     """Candidate by candidate, whichever of two equal ones was selected."""
     params = golden.params("w0")
     hidden, _, _ = golden.forward(params)
-    ours = np.asarray(sasrec.score(hidden, params["item_table"], jnp.asarray(golden.values["neg"])[:, None]))
+    ours = np.asarray(score(golden.model, params, hidden, jnp.asarray(golden.values["neg"])[:, None]))
     theirs = golden.values["neg_logits"].transpose(0, 2, 1)
     kept = theirs != 0
     if golden.num_kept == theirs.shape[-1]:  # a score may be exactly 0 where nothing is left out
@@ -176,7 +192,7 @@ def test_scores_of_all_items_at_the_last_position(golden):
     params = golden.params("w0")
     hidden, _, _ = golden.forward(params)
     items = jnp.asarray(golden.values["item_idx"], jnp.int32)[None, None]
-    ours = sasrec.score(hidden[:, -1:], params["item_table"], items)[:, 0]
+    ours = score(golden.model, params, hidden[:, -1:], items)[:, 0]
     np.testing.assert_allclose(ours, golden.values["test_logits"], rtol=0, atol=1e-5)
 
 
@@ -188,7 +204,9 @@ def test_loss(golden):
 def test_gradients(golden):
     _, ours = golden.evaluate(golden.params("w0"))
     assert_close(flatten_dict(ours, sep="/"), flatten_dict(golden.params("grad"), sep="/"), atol=1e-6)
-    np.testing.assert_array_equal(ours["item_table"][0], 0.0)  # the pad has no gradient
+    # The pad has no gradient but that of the L2 term, which the release takes of row 0 too.
+    pad = golden.settings["l2_emb"] * golden.values["w0/SASRec/input_embeddings/lookup_table"][0]
+    np.testing.assert_allclose(ours["tables"]["item"][0], pad, rtol=1e-6, atol=0)
 
 
 def test_adam_steps(golden):
@@ -202,7 +220,7 @@ def test_adam_steps(golden):
         direction, state = adam.update(gradient, state)
         params = jax.tree.map(lambda p, d: p - LEARNING_RATE * d, params, direction)
         for i in range(NUM_BLOCKS):
-            before, after = (p["encoder"][f"block_{i}"]["key"]["bias"] for p in (start, params))
+            before, after = (p["network"][f"block_{i}"]["key"]["bias"] for p in (start, params))
             assert np.abs(after - before).max() <= step * LEARNING_RATE * 1.01
         if step in (1, 3):
             assert_close(without_key_bias(params), without_key_bias(golden.params(f"w{step}")), atol=1e-5)

@@ -8,9 +8,8 @@ import types
 
 import pytest
 
-from jaxneg import main
+from jaxneg import main, settings
 from jaxneg.errors import InputError
-from jaxneg.run import config as config_lib
 from jaxneg.run import signals
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
@@ -74,7 +73,7 @@ def test_values_reach_the_experiment(experiment):
         ([f"--config={CONFIGS}/ml1.py", "--workdir=x"], ["no file", "ml1.py", "ml1m.py", "quickstart.py"]),
         (
             [QUICKSTART + ":mixd", "--workdir=x"],
-            ["unknown method 'mixd'", "did you mean 'mixed'", "inverse_popularity"],
+            ["unknown method or model 'mixd'", "did you mean 'mixed'", "inverse_popularity"],
         ),
         ([QUICKSTART, "--workdir=x", "--config.batchsize=3"], ["'batchsize'", "did you mean 'batch_size'"]),
         ([QUICKSTART, "--workdir=x", "--config.sampler.num_kep", "3"], ["did you mean 'sampler.num_kept'"]),
@@ -164,11 +163,11 @@ def test_a_bug_is_not_hidden(experiment):
 def test_help_names_every_field_method_and_config(flag, capsys):
     assert run_main(QUICKSTART, flag) == 0
     out = capsys.readouterr().out
-    for name, field in config_lib.FIELDS.items():
+    for name, field in settings.FIELDS[settings.DEFAULT_MODEL].items():
         (line,) = (line for line in out.splitlines() if line.startswith(f"  {name}="))
         assert field.text in line
     assert "  batch_size=128 " in out and "  sampler.pool=as reference " in out
-    for name in [*config_lib.METHODS, *(path.stem for path in CONFIGS.glob("*.py"))]:
+    for name in [*settings.METHODS, *settings.MODELS, *settings.LOSSES, *(path.stem for path in CONFIGS.glob("*.py"))]:
         assert f"\n  {name}" in out
 
 

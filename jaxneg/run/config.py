@@ -87,8 +87,8 @@ def parse_arg(arg: str | None) -> str:
 
 def known_model(name: str) -> str:
     """The name. Raises InputError, with the known ones, for one that is not known."""
-    if name not in MODELS:
-        raise InputError(f"unknown model {name!r}{_nearest(name, MODELS)}; known: {', '.join(MODELS)}")
+    if not isinstance(name, str) or name not in MODELS:
+        raise InputError(f"unknown model {shown(name)}{_nearest(str(name), MODELS)}; known: {', '.join(MODELS)}")
     return name
 
 

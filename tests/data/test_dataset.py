@@ -7,6 +7,7 @@ from scipy import stats
 
 from jaxneg.data import dataset as data
 from jaxneg.errors import InputError
+from jaxneg.models import objectives
 
 # Rows of three users, in time order: train | validation | test. User 2 has no training row, user 1 only one.
 USERS = [
@@ -46,14 +47,17 @@ def test_nobody_to_train_on_is_refused():
 @pytest.mark.parametrize("max_len", [2, 3, 7])
 def test_batches_hold_the_last_training_items(max_len):
     dataset = data.training_set(prepared())
-    batch = data.draw_batch(
-        jax.random.key(0), dataset, batch_size=32, max_len=max_len, num_items=NUM_ITEMS, history_size=5
+    window = data.draw_users(
+        jax.random.key(0), dataset, batch_size=32, length=max_len + 1, num_items=NUM_ITEMS, history_size=5
     )
+    assert window.times is None
     seen = set()
-    for inputs, targets, history, length in zip(*(np.asarray(part) for part in batch), strict=True):
+    made = objectives.next_item().make(jax.random.key(0), window.items)
+    for inputs, targets, history, length, row in zip(*map(np.asarray, (*made, *window[1:4])), strict=True):
         own = history[:length]
         user = {(1, 2, 3): 0, (4, 5): 3}[tuple(own.tolist())]
         seen.add(user)
+        assert row == user + 1
         train = USERS[user][0][-(max_len + 1) :]
         pads = [0] * (max_len + 1 - len(train))
         assert inputs.tolist() == (pads + train[:-1])
@@ -64,13 +68,68 @@ def test_batches_hold_the_last_training_items(max_len):
 
 def test_users_are_drawn_uniformly_with_replacement():
     dataset = data.training_set(prepared())
-    batch = data.draw_batch(jax.random.key(1), dataset, batch_size=4000, max_len=2, num_items=NUM_ITEMS, history_size=3)
-    counts = np.bincount(np.asarray(batch.history_length), minlength=4)[[3, 2]]
+    window = data.draw_users(jax.random.key(1), dataset, batch_size=4000, length=2, num_items=NUM_ITEMS, history_size=3)
+    counts = np.bincount(np.asarray(window.history_length), minlength=4)[[3, 2]]
     assert stats.chisquare(counts).pvalue > 1e-3
+
+
+def test_interactions_are_drawn_uniformly_from_the_training_rows():
+    """Of users with two or more: each of their rows as often, with its user and that user's history."""
+    lengths = np.array([2, 1, 5, 0, 3, 9, 2])
+    end = np.cumsum(lengths + 1)  # and a row of each that is for validation
+    start = end - lengths - 1
+    items = np.arange(1, end[-1] + 1, dtype=np.int32)  # an item tells its row
+    none = np.zeros(len(items) + 1, np.int64)
+    made = data.Prepared(items, items, np.append(start, end[-1]), end - 1, end, none, none, none, {})
+    dataset = data.training_set(made, with_rows_before=True)
+    assert dataset.rows_before.tolist() == [0, 2, 7, 10, 19, 21]
+    drawn = data.draw_interactions(
+        jax.random.key(3), dataset, batch_size=21_000, length=1, num_items=len(items), history_size=9
+    )
+    assert drawn.items.shape == (21_000, 1) and drawn.times is None
+    counts = np.bincount(np.asarray(drawn.items)[:, 0], minlength=len(items) + 1)
+    wanted = [item for u in np.flatnonzero(lengths >= 2) for item in items[start[u] : end[u] - 1]]
+    assert counts[wanted].sum() == 21_000 and len(wanted) == 21
+    assert stats.chisquare(counts[wanted]).pvalue > 1e-3
+    users = np.searchsorted(end, np.asarray(drawn.items)[:, 0], side="left")
+    np.testing.assert_array_equal(drawn.users, users + 1)
+    np.testing.assert_array_equal(drawn.history_length, lengths[users])
+    own = np.arange(9)
+    histories = np.where(own < lengths[users][:, None], start[users][:, None] + 1 + own, len(items) + 1)
+    np.testing.assert_array_equal(drawn.history, histories)
+
+
+def test_times_are_seconds_since_the_first_row():
+    times = 1_600_000_000 + np.array([7, 9, 9, 40, 50, 60, 61, 0, 5, 5, 3, 8, 90, 91, 92], np.int64)
+    made = prepared()._replace(times=times)
+    dataset = data.training_set(made, with_times=True)
+    assert dataset.times.dtype == np.int32
+    np.testing.assert_array_equal(dataset.times, times - 1_600_000_000)
+    window = data.draw_users(jax.random.key(0), dataset, batch_size=16, length=3, num_items=NUM_ITEMS, history_size=3)
+    for users, found in zip(np.asarray(window.users), np.asarray(window.times), strict=True):
+        assert found.tolist() == {1: [9, 9, 40], 4: [0, 90, 91]}[int(users)]
+    for split, asked in (("valid", [50, 5]), ("test", [60, 8, 92])):
+        cases = data.evaluation_cases(made, split, with_times=True)
+        assert cases.asked_time.tolist() == asked
+    for part in data.cut_cases(cases, 2):
+        assert len(part.asked_time) == len(part.history_user) == len(part.history_start)
+    with pytest.raises(InputError, match="68 years"):
+        data.training_set(made._replace(times=times * np.array([1] * 14 + [3])), with_times=True)
+
+
+@pytest.mark.parametrize("rolling", [False, True])
+def test_a_history_has_the_row_of_a_user_that_was_trained_on(rolling):
+    """Users 1 and 2 have too few training rows: their rows of a user table were never learnt, so they are unknown."""
+    for split, wanted in (("valid", {0: 1, 1: 0}), ("test", {0: 1, 2: 0, 3: 4})):
+        cases = data.evaluation_cases(prepared(), split, rolling)
+        of_case = cases.history_user[cases.history_of_case]
+        assert of_case.tolist() == [wanted[user] for user in cases.users.tolist()]
 
 
 def test_target_counts_are_those_of_one_pass():
     dataset = data.training_set(prepared())
+    assert data.train_lengths(dataset).tolist() == [4, 2]
+    assert data.target_counts(dataset, 50, NUM_ITEMS, extra=0).tolist() == [0, 1, 1, 2, 1, 1, 0]
     assert data.target_counts(dataset, 50, NUM_ITEMS).tolist() == [0, 1, 1, 1, 1, 0, 0]
     assert data.target_counts(dataset, 2, NUM_ITEMS).tolist() == [0, 0, 1, 1, 1, 0, 0]
 
@@ -133,10 +192,13 @@ def test_cut_cases_are_all_cases_with_their_own_histories(parts, rolling):
     whole = data.evaluation_cases(prepared(), "test", rolling)
     cut = data.cut_cases(whole, parts)
     assert len(cut) == parts
-    assert {array.dtype for part in cut for array in part} == {np.dtype(np.int32)}, "devices take no wider integers"
+    assert {array.dtype for part in cut for array in part if array is not None} == {np.dtype(np.int32)}, (
+        "devices take no wider integers"
+    )
 
     def rows(cases):
         at = cases.history_of_case
-        return list(zip(cases.history_start[at], cases.history_end[at], cases.targets, cases.users, strict=True))
+        of_history = (cases.history_start[at], cases.history_end[at], cases.history_user[at])
+        return list(zip(*of_history, cases.targets, cases.users, strict=True))
 
     assert [row for part in cut for row in rows(part)] == rows(whole)

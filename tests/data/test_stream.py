@@ -17,7 +17,7 @@ from jaxneg.run import config as config_lib
 from jaxneg.run import inputs as run_inputs
 from jaxneg.run import programs as plan_lib
 from jaxneg.training import step as training
-from jaxneg.types import Batch, EvalCases
+from jaxneg.types import EvalCases, Window
 
 SMALL = {
     "dataset": "small",
@@ -64,7 +64,7 @@ def made(cache, folder, **others):
 
 
 @pytest.mark.parametrize("osf", [float("inf"), 0.7])
-def test_the_batches_are_those_that_the_device_draws(cache, tmp_path, small_blocks, osf):
+def test_the_windows_are_those_that_the_device_draws(cache, tmp_path, small_blocks, osf):
     """Of every step and seed, bit for bit, across blocks, with a pool of keys that is used up and without."""
     there, streamed = made(cache, tmp_path, osf=osf), made(cache, tmp_path, osf=osf, data__stream="on")
     assert streamed.dataset is None and there.stream is None
@@ -76,8 +76,8 @@ def test_the_batches_are_those_that_the_device_draws(cache, tmp_path, small_bloc
     @jax.jit
     def draw(key, step):
         keys = training.pooled_keys(key, step, pool_size)
-        return data.draw_batch(
-            keys.batch, there.dataset, batch_size=16, max_len=10, num_items=80, history_size=history_size
+        return data.draw_users(
+            keys.batch, there.dataset, batch_size=16, length=11, num_items=80, history_size=history_size
         )
 
     first = 5
@@ -86,15 +86,36 @@ def test_the_batches_are_those_that_the_device_draws(cache, tmp_path, small_bloc
         assert stop - step <= streamed.stream.num_steps
         while step < min(stop, there.last_step):
             for seed in range(2):
-                mine = stream.batch_at(jax.tree.map(lambda x, seed=seed: x[seed], block), jnp.int32(step))
-                for one, other in zip(mine, draw(state.key[seed], step), strict=True):
+                mine = stream.window_at(jax.tree.map(lambda x, seed=seed: x[seed], block), jnp.int32(step))
+                assert mine.times is None
+                for one, other in zip(mine[:4], draw(state.key[seed], step)[:4], strict=True):
                     assert one.dtype == other.dtype
                     np.testing.assert_array_equal(one, other)
-                distinct.add(np.asarray(mine.inputs).tobytes())
+                distinct.add(np.asarray(mine.items).tobytes())
             step += 1
     assert step == there.last_step == 6 * (150 // 16)
     assert streamed.stream.num_steps < 20  # so there were blocks enough
     assert (len(distinct) == 2 * (step - first)) == (pool_size is None)
+
+
+def test_windows_with_times_are_those_that_the_device_draws(cache, tmp_path):
+    prepared = data.load(experiment.prepare_data(config_lib.resolve(config_of(cache))))
+    dataset = data.training_set(prepared, with_times=True)
+    rows = data.training_rows(prepared, with_times=True)
+    sizes = {"num_items": prepared.num_items, "history_size": data.longest_history(dataset)}
+    for length in (1, 12):
+        keys = jax.random.split(jax.random.key(length), 3)
+        drawn = np.stack([data.draw_places(key, 20, len(rows.train_users)) for key in keys])
+        windows = stream.read_windows(rows, drawn, length=length, **sizes)
+        assert np.ptp(windows.times[windows.items > 0]) > 0 and not windows.times[windows.items == 0].any()
+        for place, key in enumerate(keys):
+            theirs = data.draw_users(key, dataset, batch_size=20, length=length, **sizes)
+            for one, other in zip(windows, theirs, strict=True):
+                assert one.dtype == other.dtype
+                np.testing.assert_array_equal(one[place], other)
+    told = stream.Stream(rows, None, 2, 16, 12, **sizes)
+    assert stream.shapes(told).windows.times.shape == (2, told.num_steps, 16, 12)
+    assert memory.tree_bytes(stream.shapes(told)) <= stream.BLOCK_BYTES + 16
 
 
 def without_times(path):
@@ -152,10 +173,12 @@ def test_auto_streams_what_would_take_a_quarter_of_the_memory(cache, tmp_path, m
     config = config_lib.resolve(config_of(cache))
     prepared = data.load(experiment.prepare_data(config))
     size = data.training_bytes(prepared)
-    assert sum(array.nbytes for array in data.training_set(prepared)) <= size
+    assert sum(array.nbytes for array in data.training_set(prepared)[:7]) <= size
     for there, wanted in ((5 * size, False), (3 * size, True), (None, False)):
         monkeypatch.setattr(memory, "device_bytes", lambda device, there=there: there)
-        assert run_inputs.is_streamed(config, prepared, plan_lib.seed_layout(config, 1)) is wanted
+        layout = plan_lib.seed_layout(config, 1)
+        model = plan_lib.make_parts(config, layout, prepared.num_items).model
+        assert run_inputs.is_streamed(config, prepared, layout, model) is wanted
     monkeypatch.undo()
     plans = []
     for share in (run_inputs.STREAM_SHARE, 0.0):
@@ -194,22 +217,23 @@ def test_the_evaluated_rows_hold_what_the_cases_look_at(most):
     items = np.arange(100, 140, dtype=np.int32)
     first = EvalCases(*(np.array(x, np.int32) for x in ([10, 2, 0], [14, 7, 0], [0, 1], [1, 2], [0, 1])))
     second = first._replace(history_start=np.array([10, 30, 0], np.int32), history_end=np.array([16, 32, 0], np.int32))
-    kept, cases = stream.evaluated_rows(items, [first, second], most)
+    (kept, of_kept), cases = stream.evaluated_rows([items, -3 * items], [first, second], most)
     assert len(kept) < 20
+    np.testing.assert_array_equal(of_kept, -3 * kept)
     for old, new in zip((first, second), cases, strict=True):
         for low, high, new_low, new_high in zip(*old[:2], *new[:2], strict=True):
             own = items[low:high][-(most or 100) :]
             np.testing.assert_array_equal(kept[new_low:new_high][-(most or 100) :], own)
             assert (new_high > new_low) == (high > low)
     empty = EvalCases(*5 * [np.zeros(0, np.int32)])
-    assert len(stream.evaluated_rows(items, [empty], most)[0]) == 1
+    assert [len(column) for column in stream.evaluated_rows([items, items], [empty], most)[0]] == [1, 1]
 
 
 def test_a_reader_that_fails_is_heard(cache, tmp_path, monkeypatch):
     def damaged(*_, **__):
         raise OSError("the file is gone")
 
-    monkeypatch.setattr(stream, "read_batches", damaged)
+    monkeypatch.setattr(stream, "read_windows", damaged)
     with pytest.raises(OSError, match="the file is gone"):
         experiment.run(config_of(cache, data__stream="on"), tmp_path)
     with pytest.raises(InputError, match="config.data.stream"):
@@ -231,4 +255,4 @@ def test_a_block_has_the_stated_shapes(cache, tmp_path, small_blocks):
     assert jax.tree.map(lambda x: (x.shape, x.dtype), block) == jax.tree.map(
         lambda x: (x.shape, x.dtype), stream.shapes(streamed)
     )
-    assert isinstance(block.batches, Batch) and memory.tree_bytes(block) <= stream.BLOCK_BYTES + 16
+    assert isinstance(block.windows, Window) and memory.tree_bytes(block) <= stream.BLOCK_BYTES + 16

@@ -106,7 +106,7 @@ def test_seeds_that_do_not_fit_train_in_chunks(small, tmp_path, monkeypatch, cap
 
 
 @pytest.mark.parametrize(
-    "others, num_candidates, turns",
+    "others, num_candidates, number",
     [
         ({}, 50, 1),
         ({}, 320, 4),
@@ -117,12 +117,16 @@ def test_seeds_that_do_not_fit_train_in_chunks(small, tmp_path, monkeypatch, cap
         ({"sampler__scope": "position"}, 1500, 1),
     ],
 )
-def test_scores_of_many_candidates_are_worked_on_in_turns(small, others, num_candidates, turns):
+def test_scores_of_many_candidates_are_worked_on_in_microbatches(small, others, num_candidates, number):
     config = small[0](**{"batch_size": 128, "model__max_len": 200} | others)
     cut = (buckets.Bucket(config.batch_size, 50),)
     layout = mesh_lib.seed_layout(1)
-    assert plan_lib.choose_turns(config, layout, (), num_candidates) == turns
-    assert 1 <= plan_lib.choose_turns(config, layout, cut, num_candidates) <= turns
+    model = plan_lib.make_parts(config, layout, 5000).model
+    assert plan_lib.choose_microbatches(config, layout, model, (), num_candidates) == number
+    assert 1 <= plan_lib.choose_microbatches(config, layout, model, cut, num_candidates) <= number
+    # A score that holds several numbers at once fills the caches with so many fewer candidates.
+    wide = model._replace(floats_per_score=4)
+    assert plan_lib.choose_microbatches(config, layout, wide, (), num_candidates // 4) == number
 
 
 @pytest.mark.parametrize(

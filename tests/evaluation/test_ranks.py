@@ -38,7 +38,7 @@ def whole_numbers(rng, *shape):
 def brute_force_ranks(hidden, item_table, cases, seen=None):
     scores = np.asarray(hidden, np.float64) @ np.asarray(item_table, np.float64).T
     above, tied = [], []
-    start, end, history_of_case, targets, _ = (np.asarray(array) for array in cases)
+    start, end, history_of_case, targets, *_ = (np.asarray(array) for array in cases)
     for history, target in zip(history_of_case, targets, strict=True):
         others = np.ones(scores.shape[1], bool)
         if seen is not None:
@@ -179,17 +179,108 @@ def test_histories_are_encoded_from_their_last_items_left_padded(max_len, chunk_
     items, cases = make_cases(rng, 50, rolling=True)
     start, end = np.asarray(cases.history_start), np.asarray(cases.history_end).copy()
     end[0] = start[0]  # an empty history: pads only
+    windows = cases._replace(history_end=jnp.asarray(end))
 
-    def encode(inputs):  # depends on every place; 0 everywhere but at the last position
+    def encode(inputs, users, times):  # depends on every place; 0 everywhere but at the last position
+        assert users is None and times is None
         places = jnp.arange(1, max_len + 1)[None, :]
         last = jnp.stack([inputs.sum(axis=1), (places * inputs).sum(axis=1)], axis=1)
         return jnp.zeros((*inputs.shape, 2)).at[:, -1].set(last)
 
-    hidden = ranking.encode_histories(encode, items, start, end, max_len=max_len, chunk_size=chunk_size)
+    hidden = ranking.encode_histories(encode, items, windows, length=max_len, chunk_size=chunk_size)
     for row in range(len(start)):
         window = np.asarray(items)[start[row] : end[row]][-max_len:]
         padded = np.concatenate([np.zeros(max_len - len(window)), window])
         np.testing.assert_array_equal(hidden[row], [padded.sum(), (np.arange(1, max_len + 1) * padded).sum()])
+
+
+@pytest.mark.parametrize("chunk_size", [1, 4, 100])
+def test_histories_are_encoded_with_their_users_and_times(chunk_size):
+    """Each with its own row, the times of its window, and the time at which it is asked."""
+    rng = np.random.default_rng(1)
+    items, cases = make_cases(rng, 50)
+    times = np.cumsum(rng.integers(1, 9, len(items))).astype(np.int32)
+    number = len(cases.history_start)
+    cases = cases._replace(history_user=jnp.arange(number) + 3, asked_time=jnp.arange(number) + 1000)
+
+    def encode(inputs, users, times):
+        assert times.shape == (inputs.shape[0], inputs.shape[1] + 1)
+        told = jnp.concatenate([inputs, users[:, None], times], axis=1).astype(jnp.float32)
+        return jnp.broadcast_to(told[:, None], (len(told), 2, told.shape[1]))
+
+    found = ranking.encode_histories(encode, items, cases, length=11, chunk_size=chunk_size, times=jnp.asarray(times))
+    for row, (start, end) in enumerate(zip(cases.history_start, cases.history_end, strict=True)):
+        pads = [0] * (11 - int(end - start))
+        own, when = np.asarray(items)[start:end], times[start:end]
+        assert pads and found[row].tolist() == [*pads, *own, row + 3, *pads, *when, row + 1000]
+
+
+def numpy_top_k(scores, k, removed=None, allowed=None):
+    """(ids, scores) of the best: by score, then by id; id 0 and -inf where none is left."""
+    found_ids, found = np.zeros((len(scores), k), int), np.full((len(scores), k), -np.inf)
+    for row, own in enumerate(np.asarray(scores, np.float64)):
+        out = {0} | (set() if removed is None else set(removed[row].tolist()))
+        left = [item for item in np.argsort(-own, kind="stable") if item not in out and np.isfinite(own[item])]
+        left = [item for item in left if allowed is None or allowed[item]][:k]
+        found_ids[row, : len(left)], found[row, : len(left)] = left, own[left]
+    return found_ids, found
+
+
+@pytest.mark.parametrize("chunks", [Chunks(4, 128), Chunks(3, 256), Chunks(64, 4096)])
+@pytest.mark.parametrize("num_items", [5, 128, 700])
+@pytest.mark.parametrize("limits", ["none", "removed", "allowed", "both", "few"])
+def test_top_k_equals_numpy(num_items, chunks, limits):
+    """Many ties, in one tile and in several, and fewer than k items left."""
+    rng = np.random.default_rng([num_items, len(limits)])
+    hidden, item_table = whole_numbers(rng, 10, 4), whole_numbers(rng, num_items + 1, 4)
+    item_table[0] = 100 * hidden[0]  # a pad that would beat every item
+    removed = allowed = None
+    if limits in ("removed", "both"):
+        removed = np.where(rng.random((10, 8)) < 0.7, rng.integers(1, num_items + 1, (10, 8)), 0).astype(np.int32)
+    if limits in ("allowed", "both"):
+        allowed = rng.random(num_items + 1) < 0.5
+    if limits == "few":
+        allowed = np.isin(np.arange(num_items + 1), [0, 2, 5])
+    k = 12
+    find = jax.jit(partial(ranking.top_k, k=k, chunks=chunks))
+    ids, scores = find(hidden, item_table, removed=removed, allowed=allowed)
+    assert ids.shape == scores.shape == (10, min(k, num_items))
+    wanted_ids, wanted = numpy_top_k(hidden @ item_table.T, min(k, num_items), removed, allowed)
+    np.testing.assert_array_equal(ids, wanted_ids)
+    np.testing.assert_array_equal(scores, wanted)
+    assert (wanted_ids == 0).any() == (num_items == 5 and limits != "none" or limits == "few")
+
+
+def test_top_k_of_what_is_no_number_is_empty():
+    ids, scores = ranking.top_k(jnp.full((3, 2), jnp.nan), jnp.ones((301, 2)), 4, chunks=Chunks(2, 128))
+    assert not ids.any() and np.isneginf(scores).all()
+
+
+def distance(states, rows):
+    """A score that is no dot product: the nearer, the higher."""
+    return -jnp.sum(jnp.square(states[:, None] - rows[None]), axis=-1)
+
+
+@pytest.mark.parametrize("chunks", [Chunks(4, 128), Chunks(27, 1024)])
+def test_a_score_of_another_kind_ranks_and_recommends(chunks):
+    """The ranks, what is recommended, and the top k, by distance, against brute force over the same scores."""
+    rng = np.random.default_rng(8)
+    items, cases = make_cases(rng, 300)
+    hidden, item_table = whole_numbers(rng, len(cases.history_start), 5), whole_numbers(rng, 301, 5)
+    scores = -np.square(hidden[:, None].astype(np.float64) - item_table[None]).sum(-1)
+    assert not np.array_equal(np.argsort(-scores[0]), np.argsort(-hidden[0] @ item_table.T))
+    one_hot = np.eye(len(hidden))  # so that the brute force's products are these very scores
+    above, tied = ranking.rank_cases(hidden, item_table, cases, chunks=chunks, score=distance)
+    np.testing.assert_array_equal((above, tied), brute_force_ranks(one_hot, scores.T, cases))
+    exposure = ranking.count_recommended(hidden, item_table, (1, 10), chunks=chunks, score=distance)
+    np.testing.assert_array_equal(exposure, brute_force_exposure(one_hot, scores.T, (1, 10)))
+    ids, best = ranking.top_k(hidden, item_table, 10, chunks=chunks, score=distance)
+    wanted_ids, wanted = numpy_top_k(scores, 10)
+    np.testing.assert_array_equal(ids, wanted_ids)
+    np.testing.assert_array_equal(best, wanted)
+    filtered = ranking.rank_hidden(hidden, item_table, items, cases, (10,), chunks, 9, distance)
+    np.testing.assert_array_equal(filtered[:2], brute_force_ranks(one_hot, scores.T, cases, items))
+    np.testing.assert_array_equal(filtered[2], brute_force_exposure(one_hot, scores.T, (10,), cases, items))
 
 
 def test_baselines_rank_by_counts_that_float32_cannot_tell_apart():
@@ -235,6 +326,9 @@ def test_chunks_fit_the_budget(num_items, num_seeds):
         assert chunks.case_chunk >= 1 and chunks.item_chunk % 128 == 0
         floats = num_seeds * chunks.item_chunk * (3 * chunks.case_chunk + 50)
         assert 4 * floats <= budget or chunks == Chunks(64, 128)
+        wide = ranking.choose_chunks(num_items, 50, num_seeds, budget, floats_per_score=64)
+        floats = num_seeds * wide.item_chunk * (66 * wide.case_chunk + 50)
+        assert 4 * floats <= budget or wide == Chunks(64, 128)
 
 
 @pytest.mark.slow

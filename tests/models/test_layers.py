@@ -21,9 +21,9 @@ def plain_standardise(x):
 
 
 PAIRS = {
-    "product": (layers.product, lambda a, b: jnp.matmul(a, b), (normal(3, 4, 5), normal(3, 5, 2))),
-    "products_with_shared": (
-        layers.products_with_shared,
+    "matmul": (layers.matmul, lambda a, b: jnp.matmul(a, b), (normal(3, 4, 5), normal(3, 5, 2))),
+    "matmul_shared": (
+        layers.matmul_shared,
         lambda hidden, rows: hidden @ rows.T,
         (normal(3, 4, 5), normal(6, 5)),
     ),
@@ -43,7 +43,7 @@ def test_equals_the_plain_form(name):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=5e-4)
 
 
-@pytest.mark.parametrize("name", ["product", "products_with_shared", "standardise"])
+@pytest.mark.parametrize("name", ["matmul", "matmul_shared", "standardise"])
 def test_gradients_are_those_of_finite_differences(name):
     function, _, arguments = PAIRS[name]
     check_grads(jax.jit(function), arguments, order=1, modes=["rev"], rtol=2e-2, atol=2e-2)
@@ -56,6 +56,6 @@ def test_a_constant_row_has_no_gradient_that_is_not_finite():
 
 def test_seeds_side_by_side_are_each_alone():
     x = normal(3, 2, 4, 6)
-    both = jax.vmap(lambda x: layers.product(layers.standardise(x), layers.turned(x)))(x)
+    both = jax.vmap(lambda x: layers.matmul(layers.standardise(x), layers.transpose(x)))(x)
     for one, alone in zip(both, x, strict=True):
-        np.testing.assert_allclose(one, layers.product(layers.standardise(alone), layers.turned(alone)), rtol=1e-5)
+        np.testing.assert_allclose(one, layers.matmul(layers.standardise(alone), layers.transpose(alone)), rtol=1e-5)

@@ -63,17 +63,17 @@ def test_the_words_differ_by_item_step_weight_and_place():
 @pytest.mark.parametrize("name, allowed", [("bfloat16", 0.01), ("int8", 0.1)])
 def test_the_steps_are_near_those_with_float32_moments(table, name, allowed):  # noqa: F811
     """Of every weight, after six steps; items that no step looks up keep theirs, and so does the pad."""
-    coded = compressed.item_table("sparse", name)
+    coded = compressed.storage("sparse", name)
     steps = plain.random_steps([0, 1, 2, 5, 7, 8, 12])
     weights, params, state = plain.run(coded, adam.adam(), table, steps)
     expected, _, exact = plain.run(row_tables.SPARSE, adam.adam(), table, steps)
-    moved = np.abs(expected["item_table"] - table).max()
-    assert np.abs(weights["item_table"] - expected["item_table"]).max() < allowed * moved
+    moved = np.abs(expected["tables"]["item"] - table).max()
+    assert np.abs(weights["tables"]["item"] - expected["tables"]["item"]).max() < allowed * moved
     untouched = np.array([0, 3, 4, 6, 9, 10, 11])
-    np.testing.assert_array_equal(weights["item_table"][untouched], table[untouched])
+    np.testing.assert_array_equal(weights["tables"]["item"][untouched], table[untouched])
     assert all(not np.any(np.asarray(part, np.float32)[untouched]) for part in jax.tree.leaves(state.coded))
-    assert int(state.encoder.count) == len(steps)
-    jax.tree.map(np.testing.assert_array_equal, state.encoder, exact.encoder)
+    assert int(state.network.count) == len(steps)
+    jax.tree.map(np.testing.assert_array_equal, state.network, exact.network)
 
 
 @pytest.mark.parametrize("name", compressed.CODES)
@@ -107,7 +107,7 @@ def test_changes_below_a_codes_distance_add_up(name):
 )
 def test_no_copy_of_the_table_is_made(prepared, monkeypatch, name, of_moments):  # noqa: F811
     """The compiled program's temporaries stay as they are while the catalogue grows, and its state is in place."""
-    monkeypatch.setitem(row_tables.ITEM_TABLES, name, compressed.item_table("sparse", name))
+    monkeypatch.setitem(plain.STORAGES, name, compressed.storage("sparse", name))
     temporary = {}
     for num_items in (2_000, 200_000):
         init, advance, tables, dataset = plain.parts(prepared, name, num_items=num_items, buckets=CUT)

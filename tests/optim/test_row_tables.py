@@ -1,4 +1,4 @@
-"""The item table in row-sparse form: LazyAdam in float64, dense Adam where they must agree, and nothing copied."""
+"""Tables in row-sparse form: LazyAdam in float64, dense Adam where they must agree, and nothing copied."""
 
 import functools
 import json
@@ -16,7 +16,7 @@ from jaxneg.data import dataset as data
 from jaxneg.data import prepare, synthetic
 from jaxneg.devices import memory
 from jaxneg.errors import InputError
-from jaxneg.models import sasrec
+from jaxneg.models import base, sasrec
 from jaxneg.optim import adam as adam_lib
 from jaxneg.optim import row_tables
 from jaxneg.run import capacity, experiment, outputs
@@ -26,6 +26,7 @@ from jaxneg.training import buckets
 from jaxneg.training import loop as training_loop
 from jaxneg.training import step as training
 
+STORAGES = dict(row_tables.STORAGES)  # test_compressed adds its own
 RATE, NUM_ITEMS, WIDTH = 3e-2, 12, 3
 
 
@@ -54,27 +55,27 @@ def random_steps(choices, num_steps=6, scale=1.0, seed=0):
     ]
 
 
-def run(item_table, adam, table, steps):
+def run(storage, adam, table, steps):
     """(weights, kept params, kept optimizer state) after steps with a loss that is linear in the looked-up rows."""
-    params = {"item_table": jnp.asarray(table), "encoder": {"bias": jnp.ones(2)}}
-    kept = item_table.keep(params, adam.init(params))
+    params = {"tables": {"item": jnp.asarray(table)}, "network": {"bias": jnp.ones(2)}}
+    kept = storage.pack(params, adam.init(params))
 
     @jax.jit
     def step(kept, ids, gradients):
-        borrowed = item_table.borrow(*kept, (ids[:12].reshape(3, 4), ids[12:]))
+        gathered = storage.gather(*kept, {"item": (ids[:12].reshape(3, 4), ids[12:])})
 
         def loss(params):
-            rows = [sasrec.lookup(params["item_table"], ids) for ids in borrowed.item_ids]
+            rows = [base.lookup(params["tables"]["item"], ids) for ids in gathered.ids["item"]]
             flat = jnp.concatenate([part.reshape(-1, WIDTH) for part in rows])
-            return jnp.sum(flat * gradients) + jnp.sum(jnp.square(params["encoder"]["bias"]))
+            return jnp.sum(flat * gradients) + jnp.sum(jnp.square(params["network"]["bias"]))
 
-        direction, state = adam.update(jax.grad(loss)(borrowed.params), borrowed.opt_state)
-        params = optax.apply_updates(borrowed.params, jax.tree.map(lambda change: -RATE * change, direction))
-        return item_table.give_back(*kept, borrowed._replace(params=params, opt_state=state))
+        direction, state = adam.update(jax.grad(loss)(gathered.params), gathered.opt_state)
+        params = optax.apply_updates(gathered.params, jax.tree.map(lambda change: -RATE * change, direction))
+        return storage.scatter(*kept, gathered._replace(params=params, opt_state=state))
 
     for ids, gradients in steps:
         kept = step(kept, ids, gradients)
-    return item_table.weights(kept[0]), *kept
+    return storage.weights(kept[0]), *kept
 
 
 @pytest.fixture(scope="module")
@@ -92,13 +93,13 @@ def test_equals_float64_lazy_adam(table, tensorflow_epsilon, scale):
     assert any(item not in ids for ids, _ in steps[1:] for item in (1, 2, 5, 7, 8, 12))  # some rest for a step
     weights, params, state = run(row_tables.SPARSE, adam_lib.adam(*numbers.values()), table, steps)
     for ours, expected in zip(
-        jnp.split(params["item_table"], 3, axis=1), numpy_lazy_adam(table, steps, **numbers), strict=True
+        jnp.split(params["tables"]["item"], 3, axis=1), numpy_lazy_adam(table, steps, **numbers), strict=True
     ):
         np.testing.assert_allclose(ours, expected, rtol=2e-5, atol=1e-6 * scale)
     untouched = [0, 3, 4, 6, 9, 10, 11]
-    np.testing.assert_array_equal(weights["item_table"][np.array(untouched)], table[untouched])
-    assert not np.any(np.asarray(params["item_table"])[untouched, WIDTH:])
-    assert int(state.encoder.count) == len(steps)
+    np.testing.assert_array_equal(weights["tables"]["item"][np.array(untouched)], table[untouched])
+    assert not np.any(np.asarray(params["tables"]["item"])[untouched, WIDTH:])
+    assert int(state.network.count) == len(steps)
 
 
 def test_equals_dense_adam_where_every_row_is_touched(table):
@@ -108,7 +109,7 @@ def test_equals_dense_adam_where_every_row_is_touched(table):
     ]
     sparse, dense = (run(form, adam_lib.adam(), table, steps) for form in (row_tables.SPARSE, row_tables.DENSE))
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), sparse[0], dense[0])
-    jax.tree.map(np.testing.assert_array_equal, sparse[2].encoder.nu, {"encoder": dense[2].nu["encoder"]})
+    jax.tree.map(np.testing.assert_array_equal, sparse[2].network.nu, {"network": dense[2].nu["network"]})
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +119,7 @@ def prepared(tmp_path_factory):
     return data.load(folder)
 
 
-HYPER = training.Hyper(np.float32(1e-2), np.float32(0.2), np.float32(1.0))
+HYPER = training.HyperParams(np.float32(1e-2), np.float32(0.2), np.float32(1.0))
 CUT = (buckets.Bucket(3, 20), buckets.Bucket(5, 18))
 
 
@@ -126,22 +127,28 @@ def parts(prepared, form, method="uniform", num_items=None, **others):
     """(init, run_steps for several seeds, tables, dataset) of a small model."""
     num_items = num_items or prepared.num_items
     settings = samplers.Settings(num_in_batch=3, num_uniform=3, num_popularity=3, num_kept=2)
-    chosen, item_table = samplers.make(method, num_items, settings), row_tables.ITEM_TABLES[form]
-    model, dataset = sasrec.SASRec(1, 1, 8, 20), data.training_set(prepared)
+    chosen, storage = samplers.make(method, num_items, settings), STORAGES[form]
+    model = sasrec.make(sasrec.Settings(width=8, num_blocks=1, max_len=20), num_items)
+    dataset = data.training_set(prepared)
     adam = adam_lib.adam(eps=1e-3)  # so that it does not make a step of a gradient that is rounding alone
-    step = training.make_step(
+    step = training.Step(
         model=model,
         method=chosen,
         loss=losses.make("bce", num_items),
         optimizer=adam,
-        item_table=item_table,
+        storage=storage,
         batch_size=8,
         num_items=num_items,
         history_size=data.longest_history(dataset),
         **others,
     )
     init = functools.partial(
-        training.init_state, model=model, num_items=num_items, optimizer=adam, item_table=item_table
+        training.init_state,
+        model=model,
+        num_items=num_items,
+        num_users=prepared.num_users,
+        optimizer=adam,
+        storage=storage,
     )
     counts = np.asarray(prepared.item_counts) if num_items == prepared.num_items else None
     advance = jax.jit(functools.partial(training_loop.run_steps, step), donate_argnums=1)
@@ -162,15 +169,17 @@ def keys(*seeds):
 def test_the_first_step_is_that_of_the_dense_form(prepared, method):
     """Without moments of the past an item that is not touched rests in both forms; after that it does not."""
     found = {}
-    for form in row_tables.ITEM_TABLES:
+    for form in row_tables.STORAGES:
         init, advance, tables, dataset = parts(prepared, form, method)
         first = advance(np.int32(1), init(keys(3), HYPER), tables, dataset)
-        loss, weights = np.asarray(first.loss_sum), jax.device_get(row_tables.ITEM_TABLES[form].weights(first.params))
+        loss, weights = np.asarray(first.loss_sum), jax.device_get(STORAGES[form].weights(first.params))
         later = advance(np.int32(1), first, tables, dataset)
-        found[form] = loss, weights, np.asarray(row_tables.ITEM_TABLES[form].weights(later.params)["item_table"])
+        found[form] = loss, weights, np.asarray(STORAGES[form].weights(later.params)["tables"]["item"])
     for sparse, dense in zip(jax.tree.leaves(found["sparse"][:2]), jax.tree.leaves(found["dense"][:2]), strict=True):
         np.testing.assert_allclose(sparse, dense, rtol=1e-5, atol=1e-6)
-    moved = {form: np.any(later != weights["item_table"], axis=2).sum() for form, (_, weights, later) in found.items()}
+    moved = {
+        form: np.any(later != weights["tables"]["item"], axis=2).sum() for form, (_, weights, later) in found.items()
+    }
     assert 0 < moved["sparse"] < moved["dense"]
     assert not np.any(found["sparse"][2][:, 0])
 
@@ -182,25 +191,25 @@ def test_seeds_buckets_and_dispatches_change_nothing(prepared):
     alone = whole(np.int32(2), init(keys(1), HYPER), tables, dataset)
     alone = whole(np.int32(4), alone, tables, dataset)
     in_buckets = cut(np.int32(6), init(keys(0, 1), HYPER), tables, dataset)
-    expected = np.asarray(together.params["item_table"])
+    expected = np.asarray(together.params["tables"]["item"])
     assert np.abs(expected[0] - expected[1]).max() > 1e-2
-    np.testing.assert_allclose(alone.params["item_table"][0], expected[1], atol=1e-4)
-    np.testing.assert_allclose(in_buckets.params["item_table"], expected, atol=1e-4)
-    np.testing.assert_array_equal(np.asarray(together.params["item_table"])[:, 0], 0)
+    np.testing.assert_allclose(alone.params["tables"]["item"][0], expected[1], atol=1e-4)
+    np.testing.assert_allclose(in_buckets.params["tables"]["item"], expected, atol=1e-4)
+    np.testing.assert_array_equal(np.asarray(together.params["tables"]["item"])[:, 0], 0)
 
 
 def test_a_seed_that_is_not_finite_does_not_move(prepared):
     init, advance, tables, dataset = parts(prepared, "sparse")
     sound = advance(np.int32(4), init(keys(0, 1), HYPER), tables, dataset)
     state = init(keys(0, 1), HYPER)
-    offset = state.params["encoder"]["final_norm"]["offset"]
-    state.params["encoder"]["final_norm"]["offset"] = offset.at[1, 0].set(jnp.nan)
-    before = np.asarray(row_tables.SPARSE.weights(state.params)["item_table"][1])
+    offset = state.params["network"]["final_norm"]["offset"]
+    state.params["network"]["final_norm"]["offset"] = offset.at[1, 0].set(jnp.nan)
+    before = np.asarray(row_tables.SPARSE.weights(state.params)["tables"]["item"][1])
     state = advance(np.int32(4), state, tables, dataset)
     assert np.asarray(state.failed_step).tolist() == [training.NOT_FAILED, 0]
-    np.testing.assert_array_equal(row_tables.SPARSE.weights(state.params)["item_table"][1], before)
-    assert np.all(np.isfinite(state.params["item_table"]))
-    np.testing.assert_array_equal(state.params["item_table"][0], sound.params["item_table"][0])
+    np.testing.assert_array_equal(row_tables.SPARSE.weights(state.params)["tables"]["item"][1], before)
+    assert np.all(np.isfinite(state.params["tables"]["item"]))
+    np.testing.assert_array_equal(state.params["tables"]["item"][0], sound.params["tables"]["item"][0])
 
 
 @pytest.mark.parametrize("num_seeds, cut", [pytest.param(1, (), marks=pytest.mark.slow), (2, CUT)])
@@ -260,10 +269,10 @@ def test_a_run_is_resumed_and_its_weights_are_plain(cache, tmp_path, monkeypatch
     assert pd.read_csv(resumed / "results.csv")["status"].tolist() == ["ok", "ok"]
     config = config_lib.resolve(small(cache))
     loaded = data.load(experiment.prepare_data(config))
-    assert weights["item_table"].shape == (2, loaded.num_items + 1, 8)
+    assert weights["tables/item"].shape == (2, loaded.num_items + 1, 8)
     made = capacity.fitting_plan(config, tmp_path, loaded, range(2))
     params = unflatten_dict({name: array for name, array in weights.items() if name != "seed"}, sep="/")
-    num_above = made.programs.evaluate(params, made.dataset.items, made.splits["test"].cases)[0]
+    num_above = made.programs.evaluate(params, made.history_rows, made.splits["test"].cases)[0]
     np.testing.assert_array_equal(num_above, np.load(whole / "cases.npz")["num_above"])
 
 

@@ -270,6 +270,29 @@ def test_runs_of_the_same_settings_and_other_seeds_are_pooled(tmp_path):
     assert pooled.num_above.shape == (7, len(pooled.user))
 
 
+def test_runs_that_differ_in_where_they_ran_are_one_variant(tmp_path):
+    """On other devices, streamed or not, under another path; and an older run, which names neither model nor L2."""
+    newer = {"model__name": "sasrec", "loss__l2": 0.0, "loss__l2_rows": 0.0, "optimizer__weight_decay": 0.0}
+    shared = newer | {"mesh__model": 1, "data__stream": "auto", "data__path": "x"}
+    made_runs.write_run(tmp_path / "a", "toy", "uniform", num_seeds=2, mesh__data=0, **shared)
+    made_runs.write_run(tmp_path / "b", "toy", "uniform", num_seeds=3, seed=7, mesh__data=4, **shared)
+    streamed = shared | {"data__stream": "on", "data__path": "y", "mesh__model": 2, "checkpoint_seconds": 60.0}
+    made_runs.write_run(tmp_path / "c", "toy", "uniform", num_seeds=4, seed=8, mesh__data=0, **streamed)
+    (study,) = runs.studies(runs.find_runs([tmp_path])[0])
+    assert {variant.label: len(variant.rows) for variant in study.variants} == {"uniform": 9}
+    made_runs.write_run(tmp_path / "old", "toy", "uniform", num_seeds=5, seed=9)
+    (study,) = runs.studies(runs.find_runs([tmp_path])[0])
+    assert {variant.label: len(variant.rows) for variant in study.variants} == {"uniform": 14}
+    assert not study.notes
+
+
+def test_runs_that_differ_in_a_new_field_are_two_variants(tmp_path):
+    for name, l2 in (("a", 0.0), ("b", 0.01)):
+        made_runs.write_run(tmp_path / name, "toy", "uniform", num_seeds=2, model__name="sasrec", loss__l2=l2)
+    (study,) = runs.studies(runs.find_runs([tmp_path])[0])
+    assert {variant.label for variant in study.variants} == {"uniform (l2=0)", "uniform (l2=0.01)"}
+
+
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [

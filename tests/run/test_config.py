@@ -6,7 +6,7 @@ import pathlib
 import pytest
 from ml_collections import config_dict
 
-from jaxneg import losses, main, samplers
+from jaxneg import losses, main, models, samplers, settings
 from jaxneg.data import prepare, raw, synthetic
 from jaxneg.errors import InputError
 from jaxneg.run import config as config_lib
@@ -58,28 +58,31 @@ def test_config_files_are_those_that_are_tested():
 
 
 def test_methods_losses_and_pools_are_those_of_the_parts():
-    assert set(config_lib.METHODS) == set(samplers.METHODS)
-    assert set(config_lib.LOSSES) == set(losses.LOSSES)
-    assert set(config_lib.BY_SCORE) == {name for name, (_, selector) in samplers.METHODS.items() if selector != "all"}
-    assert set(config_lib.DISTRIBUTIONS) == set(samplers.PARTS)
+    assert settings.METHODS == {name: recipe.about for name, recipe in samplers.METHODS.items()}
+    assert list(settings.LOSSES) == list(losses.LOSSES)
+    assert set(settings.TWO_TERMS) < set(losses.LOSSES)
+    assert tuple(settings.MODELS) == models.NAMES
+    assert set(settings.PAPER_METHODS) < set(samplers.METHODS)
+    assert set(settings.BY_SCORE) == {name for name, recipe in samplers.METHODS.items() if recipe.selector != "all"}
+    assert set(settings.DISTRIBUTIONS) == set(samplers.PARTS)
 
 
-@pytest.mark.parametrize("method", config_lib.METHODS)
+@pytest.mark.parametrize("method", settings.METHODS)
 @pytest.mark.parametrize("pool", samplers.POOLS)
 def test_what_a_method_draws_is_what_its_sampler_is_built_of(method, pool):
     """The config counts candidates without building anything: the same fields, with the same sum."""
     mixture = ("popularity", "uniform", "inverse_popularity")
     values = config_lib.flatten(with_values(method=method, sampler__pool=pool, sampler__mixture=mixture))
-    settings = samplers.Settings(
+    own = samplers.Settings(
         num_in_batch=values["sampler.num_in_batch"],
         num_uniform=values["sampler.num_uniform"],
         num_popularity=values["sampler.num_popularity"],
         pool=pool,
         mixture=mixture,
     )
-    counted = [config_lib.DISTRIBUTIONS[part] for part in config_lib.distributions(values)]
-    assert counted == [f"sampler.{source.count}" for source in samplers.sources(method, settings)]
-    assert sum(values[name] for name in counted) == samplers.make(method, 1000, settings).num_candidates
+    counted = [settings.DISTRIBUTIONS[part] for part in settings.distributions(values)]
+    assert counted == [f"sampler.{source.count}" for source in samplers.sources(method, own)]
+    assert sum(values[name] for name in counted) == samplers.make(method, 1000, own).num_candidates
 
 
 def test_results_name_the_loss_that_is_not_bce():
@@ -88,7 +91,7 @@ def test_results_name_the_loss_that_is_not_bce():
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("method", config_lib.METHODS)
+@pytest.mark.parametrize("method", settings.METHODS)
 def test_every_config_is_valid_with_every_method(name, method):
     resolved = config_lib.resolve(load(name, method))
     assert resolved.method == method
@@ -98,7 +101,7 @@ def test_every_config_is_valid_with_every_method(name, method):
 @pytest.mark.parametrize(
     ("name", "column"), [("ml10m", "ml10m"), ("ml1m", "ml10m"), ("beauty", "beauty"), ("retailrocket", "retailrocket")]
 )
-@pytest.mark.parametrize("method", config_lib.METHODS)
+@pytest.mark.parametrize("method", settings.METHODS)
 def test_tuned_settings_are_the_papers(name, column, method):
     if method == "catalogue":  # the paper has nothing like it
         assert config_lib.resolve(load(name, method)).loss.name == "full_softmax"
@@ -145,12 +148,12 @@ def test_field_names_are_those_of_the_parts():
     """What a part calls a setting is what the config calls it, and the parts' known values are all allowed."""
 
     def group(name):
-        return {field.removeprefix(name) for field in config_lib.FIELDS if field.startswith(name)}
+        return {field.removeprefix(name) for field in settings.FIELDS["sasrec"] if field.startswith(name)}
 
     assert group("sampler.") == set(samplers.Settings._fields)
     assert set(prepare.PrepareSettings._fields) < group("data.")
-    assert group("data.synthetic.") <= set(synthetic.SyntheticSettings._fields)
-    assert set(config_lib.DATA_FORMATS) == {*raw.NAMES, "synthetic"}
+    assert group("data.synthetic.") == set(synthetic.SyntheticSettings._fields)
+    assert set(settings.DATA_FORMATS) == {*raw.NAMES, "synthetic"}
     for field, names in [
         ("data.split", prepare.SPLITS),
         ("sampler.scope", samplers.SCOPES),
@@ -158,7 +161,7 @@ def test_field_names_are_those_of_the_parts():
         ("sampler.dns_form", samplers.DNS_FORMS),
         ("loss.negative_reduction", losses.REDUCTIONS),
     ]:
-        assert all(config_lib.FIELDS[field].rule.holds(name) for name in names)
+        assert all(settings.FIELDS["sasrec"][field].rule.holds(name) for name in names)
     assert set(losses.Settings._fields) < group("loss.")
 
 
@@ -323,7 +326,7 @@ def test_all_wrong_values_are_named_at_once():
         ),
         *(
             ({"method": method, "loss.name": "sampled_softmax"}, f"what {method} chooses by its score has none")
-            for method in config_lib.BY_SCORE
+            for method in settings.BY_SCORE
         ),
         (
             {"method": "uniform", "loss.name": "bpr", "reference": True},
@@ -377,7 +380,7 @@ def test_a_misspelt_field_gets_the_nearest_name():
         config_lib.known("batchsize")
     with pytest.raises(InputError, match="did you mean 'sampler.num_kept'"):
         config_lib.known("num_kpt")
-    with pytest.raises(InputError, match="a group of fields: set one of model.width, "):
+    with pytest.raises(InputError, match="a group of fields: set one of model.name, model.width, "):
         config_lib.known("model")
     values = config_lib.base().to_dict() | {"learning_rat": 0.1}
     with pytest.raises(InputError, match="did you mean 'learning_rate'"):
@@ -392,6 +395,8 @@ def test_a_missing_field_is_named():
 
 
 def test_an_unknown_method_lists_the_known():
-    with pytest.raises(InputError, match=r"unknown method 'mixd' \(did you mean 'mixed'\?\); known: uniform, pop"):
+    with pytest.raises(
+        InputError, match=r"unknown method or model 'mixd' \(did you mean 'mixed'\?\); known methods: uniform, pop"
+    ):
         config_lib.parse_arg("mixd")
     assert config_lib.parse_arg(None) == config_lib.parse_arg("") == "adaptive_mixed"

@@ -315,7 +315,7 @@ def test_seeds_in_chunks_are_the_seeds_together(finished, cache, tmp_path):
     assert sorted(path.name for path in (tmp_path / "chunks" / "checkpoints").iterdir()) == ["seeds_0_1", "seeds_2_2"]
     together, chunks = (files.read_arrays(tmp_path / name / "model.npz") for name in ("together", "chunks"))
     assert chunks["seed"].tolist() == [0, 1, 2]
-    np.testing.assert_allclose(chunks["item_table"], together["item_table"], atol=1e-4)
+    np.testing.assert_allclose(chunks["tables/item"], together["tables/item"], atol=1e-4)
     assert [row["seed"] for row in rows_of(tmp_path / "chunks")] == 8 * [0] + 8 * [1] + 8 * [2]
 
 
@@ -361,7 +361,7 @@ def test_a_seed_that_diverges_is_frozen_and_reported(cache, tmp_path, monkeypatc
 
     def spoilt(plan, checkpoints, about):
         state, progress = start(plan, checkpoints, about)
-        params = state.params | {"item_table": state.params["item_table"].at[1].set(jnp.inf)}
+        params = state.params | {"tables": {"item": state.params["tables"]["item"].at[1].set(jnp.inf)}}
         return state._replace(params=params), progress
 
     config = small(cache, num_seeds=2, num_epochs=2, eval_every=1)
@@ -405,10 +405,10 @@ def test_collapse_is_warned_of_once(cache, tmp_path, capsys):
 
     def popular(plan, checkpoints, about):
         state, progress = start(plan, checkpoints, about)
-        encoder = jax.tree.map(jnp.zeros_like, state.params["encoder"])
-        encoder["final_norm"]["offset"] = encoder["final_norm"]["offset"].at[:, 0].set(1)
-        table = jnp.zeros_like(state.params["item_table"]).at[:, :, 0].set(counts)
-        return state._replace(params={"item_table": table, "encoder": encoder}), progress
+        network = jax.tree.map(jnp.zeros_like, state.params["network"])
+        network["final_norm"]["offset"] = network["final_norm"]["offset"].at[:, 0].set(1)
+        table = jnp.zeros_like(state.params["tables"]["item"]).at[:, :, 0].set(counts)
+        return state._replace(params={"tables": {"item": table}, "network": network}), progress
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(loop, "resume", popular)

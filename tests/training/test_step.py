@@ -17,7 +17,7 @@ from jaxneg.training import buckets
 from jaxneg.training import loop as training_loop
 from jaxneg.training import step as training
 
-HYPER = training.Hyper(np.float32(1e-2), np.float32(0.2), np.float32(1.0))
+HYPER = training.HyperParams(np.float32(1e-2), np.float32(0.2), np.float32(1.0))
 
 
 @pytest.fixture(scope="module")
@@ -37,14 +37,20 @@ def advance_alone(step):
     return jax.jit(advance)
 
 
+def gradient_of(step, form):
+    """(LossInputs) -> (loss, gradient), the batch cut in these buckets; compiled."""
+    return jax.jit(functools.partial(training.gradient, step, form))
+
+
 def parts(prepared, method="uniform", max_len=6, loss="bce", scope="sequence", **others):
     """(init, step, tables, dataset) of a small run."""
     loss = "full_softmax" if method == "catalogue" else loss
     settings = samplers.Settings(num_in_batch=3, num_uniform=3, num_popularity=3, num_kept=2, scope=scope)
     chosen = samplers.make(method, prepared.num_items, settings)
-    model, adam = sasrec.SASRec(1, 1, 8, max_len), adam_lib.adam()
+    model = sasrec.make(sasrec.Settings(width=8, num_blocks=1, max_len=max_len), prepared.num_items)
+    adam = adam_lib.adam()
     dataset = data.training_set(prepared)
-    step = training.make_step(
+    step = training.Step(
         model=model,
         method=chosen,
         loss=losses.make(loss, prepared.num_items),
@@ -54,7 +60,14 @@ def parts(prepared, method="uniform", max_len=6, loss="bce", scope="sequence", *
         history_size=data.longest_history(dataset),
         **others,
     )
-    init = functools.partial(training.init_state, model=model, num_items=prepared.num_items, optimizer=adam)
+    init = functools.partial(
+        training.init_state,
+        model=model,
+        num_items=prepared.num_items,
+        num_users=prepared.num_users,
+        optimizer=adam,
+        storage=step.storage,
+    )
     tables = chosen.proposal.init(np.asarray(prepared.item_counts))
     return init, step, tables, jax.tree.map(jnp.asarray, dataset)
 
@@ -82,7 +95,7 @@ def test_every_method_and_every_loss_learns(prepared, method):
     state = advance(10, state._replace(loss_sum=jnp.zeros(())), tables, dataset)
     assert int(state.step) == 100
     assert state.loss_sum / 10 < first - 0.01
-    assert not np.any(np.asarray(state.params["item_table"])[0])  # the pad's row never moves
+    assert not np.any(np.asarray(state.params["tables"]["item"])[0])  # the pad's row never moves
 
 
 def test_the_split_of_steps_into_dispatches_changes_nothing(prepared):
@@ -113,7 +126,7 @@ def test_a_seed_alone_is_its_copy_among_others(prepared):
         )
         keys = mesh_lib.seed_keys(layout, 5, first)
         states.append(advance(np.int32(20), start(keys, mesh_lib.repeat(layout, HYPER)), tables, dataset))
-    alone, together = (state.params["item_table"] for state in states)
+    alone, together = (state.params["tables"]["item"] for state in states)
     np.testing.assert_allclose(alone[0], together[3], atol=1e-4)
     assert all(np.abs(np.asarray(together[3] - together[other])).max() > 1e-2 for other in range(3))
     assert states[1].step.tolist() == [20] * 4
@@ -128,11 +141,11 @@ def test_learning_rates_differ_within_one_program(prepared):
         negative_weight=np.ones(2, np.float32),
     )
     states = jax.vmap(init)(mesh_lib.seed_keys(layout, 0), hyper)
-    before = np.asarray(states.params["item_table"])
+    before = np.asarray(states.params["tables"]["item"])
     advance = mesh_lib.over_devices(
         functools.partial(training_loop.run_steps, step), layout, (False, True, False, False)
     )
-    moved = np.abs(np.asarray(advance(np.int32(3), states, tables, dataset).params["item_table"]) - before)
+    moved = np.abs(np.asarray(advance(np.int32(3), states, tables, dataset).params["tables"]["item"]) - before)
     assert moved[0].max() == 0 and moved[1].max() > 1e-3
 
 
@@ -141,11 +154,11 @@ def test_the_learning_rate_halves(prepared, half_life, share):
     """The same gradient at step 8 and at step 0."""
     init, step, tables, dataset = parts(prepared, half_life=half_life)
     state = init(jax.random.key(0), HYPER)
-    inputs, borrowed = step.borrow(state, *step.draw(state, dataset), tables)
-    found = jax.jit(step.padded)(inputs)
+    given, gathered = training.gather(step, state, *training.draw(step, state, dataset), tables)
+    found = gradient_of(step, step.padded)(given)
     first, later = (
-        step.update(state._replace(step=jnp.int32(t)), borrowed, *found).params["item_table"]
-        - state.params["item_table"]
+        training.update(step, state._replace(step=jnp.int32(t)), gathered, *found).params["tables"]["item"]
+        - state.params["tables"]["item"]
         for t in (0, 8)
     )
     assert np.abs(first).max() > 1e-3
@@ -165,6 +178,7 @@ def test_a_pool_replays_batches_and_candidates_only():
         assert same(pooled[t].dropout, fresh[t].dropout) and same(pooled[t].selector, fresh[t].selector)
         source = [s for s in range(pool_size) if same(pooled[t].batch, fresh[s].batch)]
         assert len(source) == 1 and same(pooled[t].proposal, fresh[source[0]].proposal)
+        assert same(pooled[t].objective, fresh[source[0]].objective)
         replayed += source
     assert replayed[:4] == [0, 1, 2, 3]  # first each once, in order
     assert set(replayed[4:]) == {0, 1, 2, 3}
@@ -206,10 +220,10 @@ def test_buckets_give_what_the_padded_batch_gives(prepared, method, count_pads, 
     settings = {"count_pads": count_pads, "max_len": 40, "buckets": CUT, "scope": scope}
     init, step, tables, dataset = parts(prepared, method, **settings)
     state = init(jax.random.key(0), HYPER)
-    keys, batch = step.draw(state, dataset)
-    assert bool(step.fits(batch)) and np.any(np.asarray(batch.inputs) == 0)
-    inputs, _ = step.borrow(state, keys, batch, tables)
-    (cut, cut_gradient), (padded, gradient) = (jax.jit(form)(inputs) for form in (step.in_buckets, step.padded))
+    keys, batch = training.draw(step, state, dataset)
+    assert bool(training.fits(step, batch)) and np.any(np.asarray(batch.inputs) == 0)
+    given, _ = training.gather(step, state, keys, batch, tables)
+    (cut, cut_gradient), (padded, gradient) = (gradient_of(step, form)(given) for form in (step.cut, step.padded))
     np.testing.assert_allclose(cut, padded, rtol=1e-6)
     for one, other in zip(jax.tree.leaves(cut_gradient), jax.tree.leaves(gradient), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-6)
@@ -222,17 +236,17 @@ def test_buckets_give_what_the_padded_batch_gives(prepared, method, count_pads, 
         pytest.param("adaptive_mixed", True, marks=pytest.mark.slow),
     ],
 )
-def test_a_gradient_in_turns_is_that_of_the_whole_batch(prepared, method, count_pads):
+def test_a_gradient_in_microbatches_is_that_of_the_whole_batch(prepared, method, count_pads):
     """With every bucket cut in two, and padded; dropout and what is chosen at random included."""
     cut = (buckets.Bucket(6, 40), buckets.Bucket(6, 30), buckets.Bucket(4, 25))
     settings = {"count_pads": count_pads, "max_len": 40, "buckets": cut}
     init, step, tables, dataset = parts(prepared, method, **settings)
-    in_turns = parts(prepared, method, turns=2, **settings)[1]
+    in_two = parts(prepared, method, num_microbatches=2, **settings)[1]
     state = init(jax.random.key(0), HYPER)
-    inputs, _ = step.borrow(state, *step.draw(state, dataset), tables)
-    wanted, gradient = jax.jit(step.padded)(inputs)
-    for form in (in_turns.in_buckets, in_turns.padded):
-        found, other = jax.jit(form)(inputs)
+    given, _ = training.gather(step, state, *training.draw(step, state, dataset), tables)
+    wanted, gradient = gradient_of(step, step.padded)(given)
+    for form in (in_two.cut, in_two.padded):
+        found, other = gradient_of(in_two, form)(given)
         np.testing.assert_allclose(found, wanted, rtol=1e-6)
         jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), other, gradient)
 
@@ -241,8 +255,8 @@ def test_a_batch_that_does_not_fit_is_padded(prepared):
     tight = (buckets.Bucket(2, 40), buckets.Bucket(14, 3))
     init, step, tables, dataset = parts(prepared, max_len=40, buckets=tight)
     state = init(jax.random.key(0), HYPER)
-    _, batch = step.draw(state, dataset)
-    assert not bool(step.fits(batch))
+    _, batch = training.draw(step, state, dataset)
+    assert not bool(training.fits(step, batch))
     whole = parts(prepared, max_len=40)[1]
     one, other = (advance_alone(s)(3, state, tables, dataset) for s in (step, whole))
-    np.testing.assert_allclose(one.params["item_table"], other.params["item_table"], atol=1e-6)
+    np.testing.assert_allclose(one.params["tables"]["item"], other.params["tables"]["item"], atol=1e-6)
