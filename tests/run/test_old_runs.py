@@ -1,7 +1,7 @@
 """Folders that commit e325983 made, before models and named tables: they stay what they are.
 
-Made by `python -m jaxneg.main` with FLAGS there: `finished` with two seeds, `stopped` with seed 1 and SIGTERM after step
-15 of 24. Of the checkpoints the last one is kept.
+Made by `python -m jaxneg.main` with FLAGS there: `finished` with two seeds, `stopped` with seed 1 and SIGTERM after
+step 15 of 24. Of the checkpoints the last one is kept.
 """
 
 import pathlib
