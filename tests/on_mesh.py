@@ -2,26 +2,28 @@
 
 The same draws, nearly the same weights, the same ranks from the same weights; and no table travels between devices.
 
-    XLA_FLAGS=--xla_force_host_platform_device_count=8 python tests/on_mesh.py
+    XLA_FLAGS=--xla_force_host_platform_device_count=8 python tests/on_mesh.py [MODEL]
+
+Another model than sasrec is tried in one layout, in which seeds, data, items and users are all split.
 """
 
 import functools
 import math
 import pathlib
 import re
+import sys
 import tempfile
 
 import jax
 import numpy as np
 
-from jaxneg import samplers
+from jaxneg import settings
 from jaxneg.data import dataset as data
 from jaxneg.devices import mesh as mesh_lib
 from jaxneg.run import config as config_lib
 from jaxneg.run import experiment
 from jaxneg.run import programs as plan_lib
 from jaxneg.training import step as training
-from jaxneg.types import Batch
 
 NUM_SEEDS, NUM_STEPS = 2, 20
 LAYOUTS = {  # devices for data and for items, and whether the data is streamed
@@ -37,9 +39,10 @@ COMMENT = re.compile(r"/\*.*?\*/")  # a tuple's fifth array is marked, with a "=
 SHAPE = re.compile(r"([a-z]+\d+)\[([\d,]*)\]")
 
 
-def main(folder: pathlib.Path) -> None:
+def main(folder: pathlib.Path, model: str) -> None:
     assert jax.local_device_count() == 8
-    runs = {name: run(folder, *layout) for name, layout in LAYOUTS.items()}
+    names = LAYOUTS if model == "sasrec" else ("on one device", "both")
+    runs = {name: run(folder, model, *LAYOUTS[name]) for name in names}
     draws, first, (weights, loss), _ = runs["on one device"]
     assert np.ptp(weights["tables"]["item"], axis=0).max() > 1e-2, "the seeds do differ"
     for name, (other_draws, other_first, (other_weights, other_loss), ranks) in runs.items():
@@ -59,12 +62,13 @@ def main(folder: pathlib.Path) -> None:
             assert differ.max() <= 1 and (differ > 0).mean() < 3e-3, name
 
 
-def run(folder: pathlib.Path, data_axis: int, model_axis: int, streamed: str):
+def run(folder: pathlib.Path, model: str, data_axis: int, model_axis: int, streamed: str):
     """(draws, initial weights, weights and loss after the steps, ranks of given weights) of a layout.
 
     What a streamed run draws, the host has drawn: None.
     """
-    config = config_lib.base()
+    config = config_lib.base(model)
+    sizes = {"model.width": 8, "model.num_blocks": 1, "model.max_len": 5}
     config.update_from_flattened_dict(
         {
             "method": "adaptive_mixed",
@@ -77,9 +81,6 @@ def run(folder: pathlib.Path, data_axis: int, model_axis: int, streamed: str):
             "data.min_user_rows": 2,
             "data.min_item_rows": 1,
             "data.cache_dir": str(folder),
-            "model.width": 8,
-            "model.num_blocks": 1,
-            "model.max_len": 5,
             "optimizer.item_table": "sparse",
             "learning_rate": 0.01,
             "sampler.mixture": ("in_batch", "popularity", "popularity_cohort"),
@@ -92,6 +93,7 @@ def run(folder: pathlib.Path, data_axis: int, model_axis: int, streamed: str):
             "mesh.model": model_axis,
             "data.stream": streamed,
         }
+        | {name: size for name, size in sizes.items() if name in settings.FIELDS[model]}
     )
     config = config_lib.resolve(config)
     prepared = data.load(experiment.prepare_data(config))
@@ -107,7 +109,7 @@ def run(folder: pathlib.Path, data_axis: int, model_axis: int, streamed: str):
         else own(
             layout,
             mesh_lib.over_seeds(
-                drawing(config, prepared),
+                drawing(config, layout, prepared),
                 layout,
                 (mesh_lib.specs(state, mesh_lib.SEED), mesh_lib.specs(made.tables), mesh_lib.specs(made.dataset)),
             )(state, made.tables, made.dataset),
@@ -118,7 +120,7 @@ def run(folder: pathlib.Path, data_axis: int, model_axis: int, streamed: str):
         made.programs.weights(state.params), made.history_rows, made.splits["test"].cases
     ).compile()
     # Numbers in what one of eight devices would hold of its seeds' tables.
-    held = layout.seeds_per_device * (prepared.num_items + 1) * config.model.width // 8
+    held = layout.seeds_per_device * first["tables"]["item"][0].size // 8
     moved = [*travelling(advance.as_text()), *travelling(evaluate.as_text(), "f32")]  # histories' ids are not a table
     assert bool(moved) == (layout.devices_per_seed > 1) and max(moved, default=0) < held, (moved, held)
     state = advance(np.int32(NUM_STEPS), state, made.tables, source)
@@ -137,25 +139,18 @@ def own(layout: mesh_lib.Layout, tree):
     return jax.tree.map(np.asarray, mesh_lib.take(layout, tree))
 
 
-def drawing(config, prepared: data.Prepared):
+def drawing(config, layout: mesh_lib.Layout, prepared: data.Prepared):
     """A function (state, tables, dataset) of one seed: its next batch, and the candidates that are proposed for it."""
-    settings = samplers.Settings(**{name: config.sampler[name] for name in samplers.Settings._fields})
-    method = samplers.make(config.method, prepared.num_items, settings)
+    parts = plan_lib.make_parts(config, layout, prepared.num_items)
     history_size = data.longest_history(data.training_set(prepared))
+    step = training.Step(
+        parts.model, parts.method, parts.loss, parts.optimizer, config.batch_size, prepared.num_items, history_size
+    )
 
     def draw(state, tables, dataset):
-        keys = training.step_keys(state.key, state.step)
-        window = data.draw_users(
-            keys.batch,
-            dataset,
-            batch_size=config.batch_size,
-            length=config.model.max_len + 1,
-            num_items=prepared.num_items,
-            history_size=history_size,
-        )
-        batch = Batch(window.items[:, :-1], window.items[:, 1:], *window[1:])
-        candidates = method.proposal.sample(keys.proposal, tables, batch)
-        return window, candidates.item_ids, candidates.mask
+        keys, batch = training.draw(step, state, dataset)
+        candidates = parts.method.proposal.sample(keys.proposal, tables, batch)
+        return batch, candidates.item_ids, candidates.mask
 
     return draw
 
@@ -172,4 +167,4 @@ def travelling(program: str, kind: str = ""):
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
-        main(pathlib.Path(folder))
+        main(pathlib.Path(folder), sys.argv[1] if len(sys.argv) > 1 else "sasrec")
