@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 FOLDER = pathlib.Path(__file__).parents[1] / "tests" / "models"
-WIDTH, HEADS, LENGTH, EPSILON = 8, 2, 6, 1e-12
+WIDTH, HEADS, LENGTH, EPSILON = 4, 2, 6, 1e-12
 
 
 class BERT4Rec(nn.Module):

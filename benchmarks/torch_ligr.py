@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 FOLDER = pathlib.Path(__file__).parents[1] / "tests" / "models"
-WIDTH, HEADS, LENGTH, EXPANSION = 8, 2, 6, 4
+WIDTH, HEADS, LENGTH, EXPANSION = 4, 2, 6, 4
 
 
 class Block(nn.Module):
