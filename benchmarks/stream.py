@@ -67,14 +67,14 @@ def seconds_of(run) -> np.ndarray:
 def main(_):
     config = config_lib.resolve(CONFIG.value)
     prepared = data.load(experiment.prepare_data(config))
-    stream.BLOCK_BYTES = int(BLOCK_MB.value * 2**20)
+    stream.PREFETCH_BYTES = int(BLOCK_MB.value * 2**20)
     rows = data.training_rows(prepared)
     numbers = 2 * config.model.max_len + data.longest_history_of_rows(rows, prepared.num_items) + 1
-    steps = BLOCKS.value * max(1, stream.BLOCK_BYTES // (4 * config.num_seeds * config.batch_size * numbers))
+    steps = BLOCKS.value * max(1, stream.PREFETCH_BYTES // (4 * config.num_seeds * config.batch_size * numbers))
     plans = {"in memory": compiled(config, prepared, steps, "off"), "streamed": compiled(config, prepared, steps, "on")}
     made = plans["streamed"][0]
     assert steps == BLOCKS.value * made.stream.num_steps
-    blocks = stream.Blocks(made.stream, plans["streamed"][2][0].key, made.last_step)
+    blocks = stream.Prefetches(made.stream, plans["streamed"][2][0].key, made.last_step)
     calls = {name: run for name, (_, run, _) in plans.items()}
     calls["reading alone"] = lambda: [blocks[index] for index in range(BLOCKS.value)]
     spent = {name: [] for name in calls}

@@ -366,7 +366,7 @@ def test_what_is_harmless_is_read(tmp_path, case):
 
 def test_whole_times_first_and_fractions_later(tmp_path):
     """Beyond the first block, from which types are guessed."""
-    rows = raw.BLOCK_BYTES // len(b"1,1,1000\n") + 1000
+    rows = raw.PREFETCH_BYTES // len(b"1,1,1000\n") + 1000
     text = HEAD + b"1,1,1000\n" * rows + b"1,2,1000.5\n"
     (tmp_path / "raw.csv").write_bytes(text)
     frame = raw.read(tmp_path / "raw.csv", columns=("user", "item", "time"))

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from jaxneg.data.archive import check_is_file
 from jaxneg.errors import InputError, refuse
 
-BLOCK_BYTES = 1 << 20
+PREFETCH_BYTES = 1 << 20
 TIMEOUT_SECONDS = 30
 GROUPLENS = "https://files.grouplens.org/datasets/movielens"
 
@@ -165,7 +165,7 @@ def _receive(reply: http.client.HTTPResponse, part: pathlib.Path, have: int, sou
         open(part, "ab" if have else "wb") as file,
         tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=source.filename) as bar,
     ):
-        while block := reply.read(BLOCK_BYTES):
+        while block := reply.read(PREFETCH_BYTES):
             file.write(block)
             bar.update(len(block))
         size = file.tell()
@@ -177,7 +177,7 @@ def _check(path: pathlib.Path, source: Source, remedy: str) -> None:
     """Raises InputError where the published checksum, or the known number of lines, differs."""
     md5, num_lines = hashlib.md5(usedforsecurity=False), 0
     with open(path, "rb") as file:
-        while block := file.read(BLOCK_BYTES):
+        while block := file.read(PREFETCH_BYTES):
             md5.update(block)
             num_lines += block.count(b"\n")
     if source.md5 and md5.hexdigest() != source.md5:

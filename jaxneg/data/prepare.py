@@ -20,7 +20,7 @@ from jaxneg.data import cohorts, raw, store
 from jaxneg.errors import InputError
 from jaxneg.fields import ANY, FRACTION, NOT_NEGATIVE, POSITIVE, at_least, one_of
 
-SPLITS = ("temporal", "leave_one_out")
+SPLIT_RULES = ("temporal", "leave_one_out")
 DAY_SECONDS = 86400
 CHUNK_ROWS = 1 << 23  # what is counted at once, to bound the memory
 LARGE_BYTES = 100_000_000  # a file that takes seconds to read: that is said beforehand
@@ -108,7 +108,7 @@ def check(settings: PrepareSettings) -> None:
     test, valid = s.test_fraction, s.valid_fraction
     rules = [
         ("session_gap_seconds", 0 <= gap < math.inf, "a number > 0, or 0 for no sessions"),
-        ("split", s.split in SPLITS, " or ".join(SPLITS)),
+        ("split", s.split in SPLIT_RULES, " or ".join(SPLIT_RULES)),
         ("min_user_rows", s.min_user_rows >= 1, "a number >= 1"),
         ("min_item_rows", s.min_item_rows >= 1, "a number >= 1"),
         ("test_fraction", 0 < test < 1 and test + valid < 1, "0 < test_fraction, and both fractions together < 1"),

@@ -24,7 +24,7 @@ from jaxneg.errors import InputError
 COLUMNS = ("SessionId", "ItemId", "Time")  # of a table, unless others are stated
 PARQUET_MAGIC = b"PAR1"
 HEAD_BYTES = 1 << 16
-BLOCK_BYTES = 1 << 23
+PREFETCH_BYTES = 1 << 23
 BYTES_PER_VALUE = 8  # of a parquet column once it is read
 MAX_ID_LENGTH = 256  # characters; ids are kept as fixed-width text
 MAX_TIME_LENGTH = 64  # characters of a time that is text
@@ -219,7 +219,7 @@ def _read_text(stream, path, spec: RawFormat, wanted: Sequence[str]) -> pa.Table
     types = {name: text for name in wanted if name != time} | {name: pa.null() for name in empty}
     # Without threads: the message of an error then names the row, and Arrow's pool of threads, left by an error with
     # work undone, makes the process hang or abort at its end (pyarrow 26).
-    read_options = pacsv.ReadOptions(column_names=names or None, block_size=BLOCK_BYTES, use_threads=False)
+    read_options = pacsv.ReadOptions(column_names=names or None, block_size=PREFETCH_BYTES, use_threads=False)
     parse_options = pacsv.ParseOptions(delimiter=spec.delimiter)
 
     def parse(types: dict) -> pa.Table:
@@ -240,7 +240,7 @@ def _problem(told: str, spec: RawFormat) -> str:
     """What the parser says, with rows counted from 1 after the header, and what a row should be."""
     told = told.removeprefix("CSV parse error: ")
     if "straddling" in told:
-        told = f"a row has more than {BLOCK_BYTES:,} bytes: is a line break missing?"
+        told = f"a row has more than {PREFETCH_BYTES:,} bytes: is a line break missing?"
     told = re.sub(r"Row #(\d+)", lambda found: f"row {int(found[1]) - spec.header}", told)[:300]
     return told + (f"; a row is {spec.example}" if spec.example else "")
 

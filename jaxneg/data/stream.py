@@ -1,7 +1,7 @@
 """Batches for data that no device holds: the host reads them from the mapped rows, in blocks, ahead of the steps.
 
 Which users a step draws follows from the run's key, so the host finds out by the device's own function, reads their
-rows, and makes the very windows that `dataset.draw_users` would have made. Block i holds those of the steps
+rows, and makes the very windows that `dataset.draw_users` would have made. Prefetch i holds those of the steps
 i * K ... (i + 1) * K - 1 of all seeds; while the device works on one, a thread makes the next.
 """
 
@@ -15,11 +15,11 @@ from jaxtyping import Array, Int
 from jaxneg.data.dataset import Rows, distinct_histories, row_chunks, rows_of_windows
 from jaxneg.types import EvalCases, Window
 
-BLOCK_BYTES = 32 * 2**20  # of a block: some hundred steps, read in less than a second
+PREFETCH_BYTES = 32 * 2**20  # of a block: some hundred steps, read in less than a second
 AHEAD = 2  # blocks beside the one in use: the one before it, not yet let go, and the next
 
 
-class Block(NamedTuple):
+class Prefetch(NamedTuple):
     """What is drawn for K steps of every seed."""
 
     first_step: Int[Array, "S"]  # the same for all seeds
@@ -42,10 +42,10 @@ class Stream(NamedTuple):
         """K."""
         of_windows = self.length * (1 if self.rows.times is None else 2)
         numbers = self.num_seeds * self.batch_size * (of_windows + self.history_size + 2)
-        return max(1, BLOCK_BYTES // (4 * numbers))
+        return max(1, PREFETCH_BYTES // (4 * numbers))
 
 
-def shapes(stream: Stream) -> Block:
+def shapes(stream: Stream) -> Prefetch:
     """The shapes of a block, to trace programs with."""
 
     def array(*shape):
@@ -54,10 +54,10 @@ def shapes(stream: Stream) -> Block:
     of_batch = (stream.num_steps, stream.batch_size)
     items, history = array(*of_batch, stream.length), array(*of_batch, stream.history_size)
     times = None if stream.rows.times is None else items
-    return Block(array(), Window(items, history, array(*of_batch), array(*of_batch), times))
+    return Prefetch(array(), Window(items, history, array(*of_batch), array(*of_batch), times))
 
 
-def window_at(block: Block, step: Int[Array, ""]) -> Window:
+def window_at(block: Prefetch, step: Int[Array, ""]) -> Window:
     """What is drawn for one step, from one seed's part of a block."""
     return jax.tree.map(lambda x: x[step - block.first_step], block.windows)
 
@@ -81,7 +81,7 @@ def read_windows(rows: Rows, drawn: np.ndarray, *, length: int, num_items: int, 
     return jax.tree.map(lambda x: x.reshape(*drawn.shape, *x.shape[1:]), windows)
 
 
-class Blocks:
+class Prefetches:
     """The blocks of a run, by their numbers: what a loader takes."""
 
     def __init__(self, stream: Stream, keys: jax.Array, last_step: int):
@@ -93,7 +93,7 @@ class Blocks:
     def __len__(self) -> int:
         return self._number
 
-    def __getitem__(self, index: int) -> Block:
+    def __getitem__(self, index: int) -> Prefetch:
         stream = self._stream
         first = index * stream.num_steps
         steps = jax.device_put(first + np.arange(stream.num_steps, dtype=np.int32), self._host)
@@ -105,7 +105,7 @@ class Blocks:
             num_items=stream.num_items,
             history_size=stream.history_size,
         )
-        return Block(np.full(stream.num_seeds, first, np.int32), windows)
+        return Prefetch(np.full(stream.num_seeds, first, np.int32), windows)
 
 
 def host_device() -> jax.Device:
@@ -122,7 +122,7 @@ def load(stream: Stream, keys: jax.Array, first_step: int, last_step: int, put: 
 
     first = first_step // stream.num_steps
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
-    source = grain.MapDataset.source(Blocks(stream, keys, last_step))
+    source = grain.MapDataset.source(Prefetches(stream, keys, last_step))
     loaded = iter(source[first:].map(put).to_iter_dataset(options))
     try:
         for index, block in enumerate(loaded, first):

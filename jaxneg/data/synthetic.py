@@ -103,9 +103,9 @@ def generate(
         last = max(first + 1, int(np.searchsorted(start, start[first] + CHUNK_ROWS, side="right")) - 1)
         rows = slice(start[first], start[last])
         chunk_rng = np.random.default_rng([seed, 1, first])
-        moments = _moments(chunk_rng, lengths[first:last])
-        item[rows] = items.raw_id[_walk(chunk_rng, items, lengths[first:last], moments, settings)]
-        time[rows] = START + (moments * (settings.days * preparation.DAY_SECONDS)).astype(np.int64)
+        instants = _instants(chunk_rng, lengths[first:last])
+        item[rows] = items.raw_id[_walk(chunk_rng, items, lengths[first:last], instants, settings)]
+        time[rows] = START + (instants * (settings.days * preparation.DAY_SECONDS)).astype(np.int64)
         first = last
     frame = pd.DataFrame({"user": user, "item": item, "time": time}, copy=False)
     frame.attrs.update(format="synthetic", ticks_per_second=1)
@@ -146,7 +146,7 @@ def _lengths(rng: np.random.Generator, num_rows: int, num_users: int) -> np.ndar
     return least + rng.multinomial(num_rows - least * num_users, activity / activity.sum())
 
 
-def _moments(rng: np.random.Generator, lengths: np.ndarray) -> np.ndarray:
+def _instants(rng: np.random.Generator, lengths: np.ndarray) -> np.ndarray:
     """When each row happens, as a fraction of the period, ascending within a user, who stays for a while."""
     begin = 0.9 * rng.random(len(lengths))
     end = np.minimum(begin + 0.05 + rng.exponential(0.4, len(lengths)), 1.0)
@@ -156,12 +156,12 @@ def _moments(rng: np.random.Generator, lengths: np.ndarray) -> np.ndarray:
     running = np.cumsum(gaps)
     passed = running - np.repeat(running[first] - gaps[first], lengths + 1)
     fraction = np.delete(passed, first + lengths) / np.repeat(total, lengths)
-    moments = np.repeat(begin, lengths) + np.clip(fraction, 0.0, 1.0) * np.repeat(end - begin, lengths)
-    return np.minimum(moments, np.nextafter(1.0, 0.0))
+    instants = np.repeat(begin, lengths) + np.clip(fraction, 0.0, 1.0) * np.repeat(end - begin, lengths)
+    return np.minimum(instants, np.nextafter(1.0, 0.0))
 
 
 def _walk(
-    rng: np.random.Generator, items: _Items, lengths: np.ndarray, moments: np.ndarray, settings: SyntheticSettings
+    rng: np.random.Generator, items: _Items, lengths: np.ndarray, instants: np.ndarray, settings: SyntheticSettings
 ) -> np.ndarray:
     """The item of each row [T], users one after another. Step s sets the s-th item of all users who have one."""
     order = np.argsort(-lengths, kind="stable")  # so that the users still walking are the first ones
@@ -170,7 +170,7 @@ def _walk(
     weights = (items.start[1:] - items.start[:-1]).astype(np.float64)  # tastes with more items have more users
     tastes = rng.choice(settings.num_tastes, size=(2, len(lengths)), p=weights / weights.sum())
     preferred = np.cumsum(SUCCESSOR_WEIGHTS)[:-1]
-    walked = np.empty(len(moments), np.int64)
+    walked = np.empty(len(instants), np.int64)
     current = np.zeros(len(lengths), np.int64)
     for step, count in enumerate(still):
         at = start[:count] + step
@@ -182,7 +182,7 @@ def _walk(
         choice = np.searchsorted(preferred, rng.random(count), side="right")
         follows = (rng.random(count) < settings.follow) & (step > 0)
         drawn = np.where(follows, items.successors[current[:count], choice], drawn)
-        drawn = np.where(items.arrival[drawn] > moments[at], items.stand_in[drawn], drawn)
+        drawn = np.where(items.arrival[drawn] > instants[at], items.stand_in[drawn], drawn)
         walked[at] = current[:count] = drawn
     return walked
 

@@ -51,7 +51,7 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def from_first(function: Callable[[], Any]) -> Any:
+def on_first(function: Callable[[], Any]) -> Any:
     """What the first host's `function` returns (as JSON holds it), on all hosts; no other host calls it.
 
     Its InputError is raised on all of them.
@@ -106,7 +106,7 @@ def own_share(number: int) -> slice:
     return slice(first, end)
 
 
-def whole(array: jax.Array) -> jax.Array | np.ndarray:
+def fetched(array: jax.Array) -> jax.Array | np.ndarray:
     """The array, fetched from the other hosts where this one does not see all of it."""
     if not isinstance(array, jax.Array) or array.is_fully_addressable or array.is_fully_replicated:
         return array
@@ -114,7 +114,7 @@ def whole(array: jax.Array) -> jax.Array | np.ndarray:
 
 
 @contextlib.contextmanager
-def losses_told() -> Iterator[None]:
+def exit_on_lost_host() -> Iterator[None]:
     """Within, a run of several hosts ends with one line and the exit code LOST_HOST where another host has gone.
 
     At once, without the runtime's own end, which would wait for the host that has gone.

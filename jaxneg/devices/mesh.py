@@ -258,7 +258,7 @@ def take(layout: Layout, tree: Any) -> Any:
     """
 
     def own(leaf):
-        rows = hosts.whole(leaf.own if isinstance(leaf, Sharded) else leaf)[: layout.num_seeds]
+        rows = hosts.fetched(leaf.own if isinstance(leaf, Sharded) else leaf)[: layout.num_seeds]
         return rows[:, : leaf.length] if isinstance(leaf, Sharded) else rows
 
     return jax.tree.map(own, tree, is_leaf=_is_sharded)

@@ -30,7 +30,7 @@ FIRST_DEPTHS = 80  # numbers of negatives of which every one has its beta
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3, 4, 5))
-def moments(
+def sums_of_products(
     key: jax.Array,
     num_chunks: int,
     num_positives: int,
@@ -123,7 +123,7 @@ def correlations(
         raise InputError(f"--ks is {' '.join(map(str, ks))}; allowed: 1 to {length - 1}, below the ranking's length")
     depths = depths_for(num_negatives)
     num_chunks = -(-num_rankings // CHUNK)
-    sums = moments(jax.random.key(seed), num_chunks, num_positives, num_negatives, tuple(ks), depths)
+    sums = sums_of_products(jax.random.key(seed), num_chunks, num_positives, num_negatives, tuple(ks), depths)
     sums = np.asarray(sums, np.float64).sum(axis=0) / (num_chunks * CHUNK)
     covariance = sums[:, 1:] - np.outer(sums[:, 0], sums[:, 0])
     deviation = np.sqrt(np.diag(covariance))

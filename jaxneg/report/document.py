@@ -39,7 +39,7 @@ class Picture(NamedTuple):
     caption: str
 
 
-Block = Heading | Text | Bullets | Table | Picture
+Element = Heading | Text | Bullets | Table | Picture
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 1100px; margin: 2em auto; padding: 0 1em; }
@@ -56,12 +56,12 @@ summary { cursor: pointer; color: #1a5fb4; }
 """
 
 
-def markdown(blocks: Sequence[Block]) -> str:
+def markdown(blocks: Sequence[Element]) -> str:
     """The document as Markdown; pictures are links to files beside it."""
     return "\n\n".join(map(_markdown, blocks)) + "\n"
 
 
-def _markdown(block: Block) -> str:
+def _markdown(block: Element) -> str:
     match block:
         case Heading(level, text):
             return f"{'#' * level} {text}"
@@ -78,7 +78,7 @@ def _markdown(block: Block) -> str:
             return f"<details><summary>{html.escape(folded)}</summary>\n\n{table}\n\n</details>" if folded else table
 
 
-def webpage(title: str, blocks: Sequence[Block], folder: pathlib.Path) -> str:
+def webpage(title: str, blocks: Sequence[Element], folder: pathlib.Path) -> str:
     """The document as one HTML file; the pictures are read from `folder` and put inside."""
     body = "\n".join(_html(block, folder) for block in blocks)
     return (
@@ -87,7 +87,7 @@ def webpage(title: str, blocks: Sequence[Block], folder: pathlib.Path) -> str:
     )
 
 
-def _html(block: Block, folder: pathlib.Path) -> str:
+def _html(block: Element, folder: pathlib.Path) -> str:
     match block:
         case Heading(level, text):
             return f"<h{level}>{_inline(text)}</h{level}>"

@@ -13,7 +13,7 @@ from jaxneg.evaluation import rows as results
 from jaxneg.report import advice, analysis, plots, statistics
 from jaxneg.report import read as runs
 from jaxneg.report.analysis import Line
-from jaxneg.report.document import Block, Bullets, Heading, Picture, Table, Text
+from jaxneg.report.document import Bullets, Element, Heading, Picture, Table, Text
 from jaxneg.report.text import (
     best_interval,
     counted,
@@ -46,7 +46,7 @@ NAMES |= {
 TIMES = ("train_seconds", "eval_seconds")  # each seed's share of one time: there is nothing to resample
 
 
-def _head(found: Sequence[runs.Run], unfinished: Sequence[pathlib.Path]) -> Iterator[Block]:
+def _head(found: Sequence[runs.Run], unfinished: Sequence[pathlib.Path]) -> Iterator[Element]:
     yield Heading(1, "Negative sampling: report")
     methods, datasets = {run.method for run in found}, {run.dataset for run in found}
     yield Text(
@@ -63,7 +63,7 @@ def _head(found: Sequence[runs.Run], unfinished: Sequence[pathlib.Path]) -> Iter
 
 def study_blocks(
     study: runs.Study, lines: Sequence[Line], osf_lines: Sequence[Line], folder: pathlib.Path
-) -> list[Block]:
+) -> list[Element]:
     """All parts of one data set, in order; its pictures are written to `folder`."""
     styles = plots.looks([line.label for line in lines] + [line.variant.method for line in osf_lines])
     pairs = analysis.pairs(lines)
@@ -80,13 +80,13 @@ def study_blocks(
         "Beside the published results": published_part(study, lines),
         "Recommendation": recommendation_part(study, lines, pairs),
     }
-    blocks: list[Block] = [Heading(2, study.name), *_facts(study, lines)]
+    blocks: list[Element] = [Heading(2, study.name), *_facts(study, lines)]
     for title, part in parts.items():
         blocks += [Heading(3, title), *part]
     return blocks
 
 
-def _facts(study: runs.Study, lines: Sequence[Line]) -> Iterator[Block]:
+def _facts(study: runs.Study, lines: Sequence[Line]) -> Iterator[Element]:
     all_runs = [run for line in lines for run in line.variant.runs]
     data = all_runs[0].about.get("data", {})
     told = [
@@ -113,7 +113,7 @@ def _facts(study: runs.Study, lines: Sequence[Line]) -> Iterator[Block]:
 # --- the parts: each gives the blocks below its heading
 
 
-def result_part(study: runs.Study, lines: Sequence[Line]) -> Iterator[Block]:
+def result_part(study: runs.Study, lines: Sequence[Line]) -> Iterator[Element]:
     """Mean and standard deviation of everything, then every interval, folded."""
     shown = [
         name
@@ -174,7 +174,7 @@ def result_part(study: runs.Study, lines: Sequence[Line]) -> Iterator[Block]:
     )
 
 
-def test_part(lines: Sequence[Line], pairs: Sequence[analysis.Pair]) -> Iterator[Block]:
+def test_part(lines: Sequence[Line], pairs: Sequence[analysis.Pair]) -> Iterator[Element]:
     """All pairs on NDCG@10, Holm-adjusted."""
     if not any(math.isfinite(pair.welch) for pair in pairs):
         yield Text("Left out: a test needs two methods with two seeds each, whose values differ.")
@@ -230,7 +230,7 @@ def test_part(lines: Sequence[Line], pairs: Sequence[analysis.Pair]) -> Iterator
     yield Text(" ".join(about))
 
 
-def pareto_part(study: runs.Study, lines: Sequence[Line], styles, folder: pathlib.Path) -> Iterator[Block]:
+def pareto_part(study: runs.Study, lines: Sequence[Line], styles, folder: pathlib.Path) -> Iterator[Element]:
     """The picture of NDCG@10 against Balance, and who is on the front."""
     drawn = [line for line in lines if math.isfinite(line.mean("ndcg@10")) and math.isfinite(line.mean("balance"))]
     if not drawn:
@@ -272,7 +272,7 @@ def pareto_part(study: runs.Study, lines: Sequence[Line], styles, folder: pathli
         yield Text(f"Not on it by the means, but in 5% of the resamples or more: {listed(near)}.")
 
 
-def cohort_part(study: runs.Study, lines: Sequence[Line], styles, folder: pathlib.Path) -> Iterator[Block]:
+def cohort_part(study: runs.Study, lines: Sequence[Line], styles, folder: pathlib.Path) -> Iterator[Element]:
     """Bars of NDCG@10 per cohort, and the table of both metrics."""
     columns = {cohort: f"{cohort}_ndcg@10" for cohort in results.COHORTS}
     bars = {
@@ -294,7 +294,7 @@ def cohort_part(study: runs.Study, lines: Sequence[Line], styles, folder: pathli
     yield Table(["method", *(NAMES[name] for name in analysis.COHORT_METRICS)], rows)
 
 
-def curve_part(study: runs.Study, lines: Sequence[Line], styles, folder: pathlib.Path) -> Iterator[Block]:
+def curve_part(study: runs.Study, lines: Sequence[Line], styles, folder: pathlib.Path) -> Iterator[Element]:
     """Loss, validation HR@10 and validation Balance over epochs."""
     columns = {
         "training loss": ("test", "loss"),
@@ -333,7 +333,7 @@ def curve_part(study: runs.Study, lines: Sequence[Line], styles, folder: pathlib
         )
 
 
-def popularity_part(study: runs.Study, folder: pathlib.Path) -> Iterator[Block]:
+def popularity_part(study: runs.Study, folder: pathlib.Path) -> Iterator[Element]:
     """How popular the items are, and where the cohorts begin."""
     items = runs.read_items(study)
     if items is None:
@@ -348,7 +348,7 @@ def popularity_part(study: runs.Study, folder: pathlib.Path) -> Iterator[Block]:
     )
 
 
-def osf_part(study: runs.Study, lines: Sequence[Line], others: Sequence[Line], styles, folder) -> Iterator[Block]:
+def osf_part(study: runs.Study, lines: Sequence[Line], others: Sequence[Line], styles, folder) -> Iterator[Element]:
     """Accuracy and time against OSF; `others` are the lines of other OSF than the chosen one."""
     if not others:
         yield Text("Left out: no method was run with several values of OSF.")
@@ -393,7 +393,7 @@ def osf_part(study: runs.Study, lines: Sequence[Line], others: Sequence[Line], s
     yield Text(f"The other parts of this report are about the runs at OSF {runs.told(study.osf)}.")
 
 
-def collapse_part(lines: Sequence[Line]) -> Iterator[Block]:
+def collapse_part(lines: Sequence[Line]) -> Iterator[Element]:
     """Seeds that failed or collapsed, and the means without them."""
     yield Text(
         f"A seed has collapsed to popularity where Balance is under {results.LOW_BALANCE:g} and a cohort's "
@@ -447,7 +447,7 @@ def collapse_part(lines: Sequence[Line]) -> Iterator[Block]:
     yield Bullets(reasons) if reasons else Text("No seed collapsed.")
 
 
-def cost_part(lines: Sequence[Line]) -> Iterator[Block]:
+def cost_part(lines: Sequence[Line]) -> Iterator[Element]:
     """Seconds per run, and hours for all seeds."""
     rows, total = [], 0.0
     for line in lines:
@@ -461,7 +461,7 @@ def cost_part(lines: Sequence[Line]) -> Iterator[Block]:
     yield Text(f"All together {duration(total)}. Seeds train together: a run's seconds are its share of the whole.")
 
 
-def published_part(study: runs.Study, lines: Sequence[Line]) -> Iterator[Block]:
+def published_part(study: runs.Study, lines: Sequence[Line]) -> Iterator[Element]:
     """Our numbers beside the paper's, and whether the test cases are the paper's."""
     published = pd.read_csv(pathlib.Path(__file__).with_name("published.csv"), comment="#")
     published = published[published["dataset"] == study.dataset].set_index("method")
@@ -516,7 +516,7 @@ def published_part(study: runs.Study, lines: Sequence[Line]) -> Iterator[Block]:
     yield Text("The p is of one test, not adjusted. Which settings made the published numbers is likely, not certain.")
 
 
-def recommendation_part(study: runs.Study, lines: Sequence[Line], pairs: Sequence[analysis.Pair]) -> Iterator[Block]:
+def recommendation_part(study: runs.Study, lines: Sequence[Line], pairs: Sequence[analysis.Pair]) -> Iterator[Element]:
     """What to choose, in plain words."""
     said = advice.recommend(study, lines, pairs)
     yield Bullets(said) if said else Text("None: every seed failed.")

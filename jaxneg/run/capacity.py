@@ -49,7 +49,7 @@ def fitting_plan(config, folder: pathlib.Path, prepared: data.Prepared, seeds: r
     Says what is needed before anything is compiled. Seeds that were begun together are not parted.
     Raises InputError where not even these fit, with the setting to lower.
     """
-    begun = hosts.from_first(lambda: workdir.checkpoint_folder(folder, seeds).exists())
+    begun = hosts.on_first(lambda: workdir.checkpoint_folder(folder, seeds).exists())
     number = len(seeds) if begun else min(len(seeds), config.seeds_per_chunk or len(seeds))
     plan = plan_lib.make_plan(config, folder, prepared, seeds[:number])
     if config.debug:

@@ -36,21 +36,21 @@ def run(config, workdir: str | pathlib.Path, extend: bool = False, join_hosts: d
     config = config_lib.resolve(config)
     if join_hosts is not None:
         hosts.join(hosts.Hosts(**join_hosts))
-    with signals.raised(), hosts.losses_told(), contextlib.ExitStack() as until_done:
-        folder = hosts.from_first(lambda: str(until_done.enter_context(files.claimed(workdir))))
+    with signals.raised(), hosts.exit_on_lost_host(), contextlib.ExitStack() as until_done:
+        folder = hosts.on_first(lambda: str(until_done.enter_context(files.claimed(workdir))))
         folder = pathlib.Path(folder)
         prepared = data.load(find_data(config), verify=hosts.is_first())
         config = with_item_table(config, prepared.num_items)
         record = workdir_lib.config_record(config, prepared)
-        changed = hosts.from_first(lambda: workdir_lib.compare_record(folder, record, extend))
+        changed = hosts.on_first(lambda: workdir_lib.compare_record(folder, record, extend))
         chunks = workdir_lib.pending_chunks(config, folder)
-        while seeds := hosts.from_first(lambda: [[seeds.start, seeds.stop] for seeds in itertools.islice(chunks, 1)]):
-            hosts.from_first(lambda: workdir_lib.refuse_versions(folder, changed, extend))
+        while seeds := hosts.on_first(lambda: [[seeds.start, seeds.stop] for seeds in itertools.islice(chunks, 1)]):
+            hosts.on_first(lambda: workdir_lib.refuse_versions(folder, changed, extend))
             plan = fitting_plan(config, folder, prepared, range(*seeds[0]))
-            hosts.from_first(lambda plan=plan: check_layout(plan))
-            hosts.from_first(lambda plan=plan: begin_folder(plan, prepared, record))
+            hosts.on_first(lambda plan=plan: check_layout(plan))
+            hosts.on_first(lambda plan=plan: begin_folder(plan, prepared, record))
             trained = loop.train_seeds(plan, record)
-            hosts.from_first(lambda plan=plan, trained=trained: outputs.write_results(plan, prepared, *trained))
+            hosts.on_first(lambda plan=plan, trained=trained: outputs.write_results(plan, prepared, *trained))
         if hosts.is_first():
             print_results(folder)
     return folder / "results.csv"
@@ -79,7 +79,7 @@ def print_results(folder: pathlib.Path) -> None:
 
 def find_data(config) -> pathlib.Path:
     """`prepare_data`, of several hosts by the first one; another one that does not see its folder makes its own."""
-    folder = pathlib.Path(hosts.from_first(lambda: str(prepare_data(config))))
+    folder = pathlib.Path(hosts.on_first(lambda: str(prepare_data(config))))
     return folder if folder.is_dir() else prepare_data(config)
 
 

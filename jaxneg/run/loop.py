@@ -35,7 +35,7 @@ def train_seeds(plan: Plan, record: dict) -> tuple[Progress, np.ndarray]:
     about = checkpoint_record(plan, record)
     state, progress = resume(plan, checkpoints, about)
     metrics = plan.folder / "metrics.jsonl"
-    hosts.from_first(
+    hosts.on_first(
         lambda: files.keep_rows(
             metrics, lambda row: row["seed"] not in plan.seeds or row["step"] <= progress.evaluated_step
         )

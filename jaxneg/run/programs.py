@@ -40,7 +40,7 @@ class Programs(NamedTuple):
     """The compiled programs of a run, each for all seeds at once."""
 
     init: Any  # (keys, hyper) -> state
-    advance: Any  # (number of steps, state, tables, dataset or stream.Block) -> state
+    advance: Any  # (number of steps, state, tables, dataset or stream.Prefetch) -> state
     weights: Any  # state's params -> {"tables": {"item": [S, V+1, D]}, "network": ...}, however they are kept
     evaluate: Any  # (weights, HistoryRows, cases) -> num_above [C], num_tied [C], exposure [K, V+1] (and fill)
 
@@ -307,7 +307,7 @@ def drawn_from(plan: Plan, state: training.TrainState, step: int) -> Iterator[tu
         yield plan.last_step, plan.dataset
     else:
         put = functools.partial(mesh_lib.put_per_seed, plan.layout)
-        keys = jax.random.wrap_key_data(jnp.asarray(hosts.whole(jax.random.key_data(state.key))))
+        keys = jax.random.wrap_key_data(jnp.asarray(hosts.fetched(jax.random.key_data(state.key))))
         yield from stream.load(plan.stream, keys, step, plan.last_step, put)
 
 

@@ -42,7 +42,7 @@ def run_steps(step: Step, num_steps: Int[Array, ""], states: TrainState, tables,
 
     The number is traced, so that one compilation serves every interval. The seeds take the padded form together,
     when one of them has a batch that its buckets do not hold: a choice made per seed would compute both.
-    `feed` is the Dataset, or a `stream.Block` that has all these steps.
+    `feed` is the Dataset, or a `stream.Prefetch` that has all these steps.
     """
     is_one = len(states.step) == 1  # which needs no vmap: the same steps, traced in half the time
     each = _as_it_is if is_one else jax.vmap

@@ -76,7 +76,7 @@ class Step(NamedTuple):
     pool_size: int | None = None  # number of distinct batches that the run sees, or None (see `pooled_keys`)
     half_life: float = math.inf  # steps in which the learning rate halves
     count_pads: bool = False  # whether pads stay in the mean, as in the released code
-    streamed: bool = False  # whether windows come ready in a `stream.Block`, and are not drawn from a Dataset
+    streamed: bool = False  # whether windows come ready in a `stream.Prefetch`, and are not drawn from a Dataset
     l2: float = 0.0  # see `add_l2`
     l2_rows: float = 0.0  # see `batch_loss`
     weight_decay: float = 0.0  # see `add_l2`
@@ -151,7 +151,7 @@ def init_state(
     return TrainState(params, opt_state, hyper, run_key, first, zero, jnp.full((), NOT_FAILED, jnp.int32))
 
 
-def draw(step: Step, state: TrainState, feed: Dataset | stream.Block) -> tuple[StepKeys, Batch]:
+def draw(step: Step, state: TrainState, feed: Dataset | stream.Prefetch) -> tuple[StepKeys, Batch]:
     """The step's keys, and its batch: windows of items, and what the model is to learn from them."""
     keys = pooled_keys(state.key, state.step, step.pool_size)
     objective = step.model.objective

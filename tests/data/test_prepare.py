@@ -121,7 +121,7 @@ ROWS = st.lists(st.tuples(st.integers(-2, 5), st.integers(3, 9), st.integers(0, 
     drop_repeats=st.booleans(),
     min_user_rows=st.integers(1, 3),
     min_item_rows=st.integers(1, 5),
-    split=st.sampled_from(prepare.SPLITS),
+    split=st.sampled_from(prepare.SPLIT_RULES),
     fraction=st.sampled_from([0.05, 0.2, 0.4]),
 )
 def test_against_brute_force(rows, text_ids, scale, drop_repeats, min_user_rows, min_item_rows, split, fraction):

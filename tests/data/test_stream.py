@@ -48,7 +48,7 @@ def cache(tmp_path_factory):
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Blocks of a few steps, so that a short run needs several."""
-    monkeypatch.setattr(stream, "BLOCK_BYTES", 4 * 2 * 16 * 60 * 7)
+    monkeypatch.setattr(stream, "PREFETCH_BYTES", 4 * 2 * 16 * 60 * 7)
 
 
 def config_of(cache, **others):
@@ -115,7 +115,7 @@ def test_windows_with_times_are_those_that_the_device_draws(cache, tmp_path):
                 np.testing.assert_array_equal(one[place], other)
     told = stream.Stream(rows, None, 2, 16, 12, **sizes)
     assert stream.shapes(told).windows.times.shape == (2, told.num_steps, 16, 12)
-    assert memory.tree_bytes(stream.shapes(told)) <= stream.BLOCK_BYTES + 16
+    assert memory.tree_bytes(stream.shapes(told)) <= stream.PREFETCH_BYTES + 16
 
 
 def without_times(path):
@@ -249,10 +249,10 @@ def test_debug_can_be_streamed(cache, tmp_path, small_blocks):
 
 def test_a_block_has_the_stated_shapes(cache, tmp_path, small_blocks):
     streamed = made(cache, tmp_path, data__stream="on").stream
-    blocks = stream.Blocks(streamed, jax.random.split(jax.random.key(0), 2), last_step=50)
+    blocks = stream.Prefetches(streamed, jax.random.split(jax.random.key(0), 2), last_step=50)
     assert len(blocks) == -(-50 // streamed.num_steps)
     block = blocks[1]
     assert jax.tree.map(lambda x: (x.shape, x.dtype), block) == jax.tree.map(
         lambda x: (x.shape, x.dtype), stream.shapes(streamed)
     )
-    assert isinstance(block.windows, Window) and memory.tree_bytes(block) <= stream.BLOCK_BYTES + 16
+    assert isinstance(block.windows, Window) and memory.tree_bytes(block) <= stream.PREFETCH_BYTES + 16

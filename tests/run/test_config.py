@@ -155,7 +155,7 @@ def test_field_names_are_those_of_the_parts():
     assert group("data.synthetic.") == set(synthetic.SyntheticSettings._fields)
     assert set(settings.DATA_FORMATS) == {*raw.NAMES, "synthetic"}
     for field, names in [
-        ("data.split", prepare.SPLITS),
+        ("data.split", prepare.SPLIT_RULES),
         ("sampler.scope", samplers.SCOPES),
         ("sampler.pool", samplers.POOLS),
         ("sampler.dns_form", samplers.DNS_FORMS),
