@@ -18,7 +18,6 @@ from jaxneg.errors import InputError
 from jaxneg.fields import BELOW_ONE, FROM_0_TO_1, at_least
 from jaxneg.models import layers, objectives
 from jaxneg.models.base import Dropout, Model, Piece
-from jaxneg.models.sasrec import MASKED_SCORE
 
 START = nn.initializers.truncated_normal(0.02)  # of every matrix and table
 EXPANSION = 4  # how many times wider the feed-forward layers are inside
@@ -77,7 +76,7 @@ def attend(
     batch, length, width = query.shape
     query, key, value = (x.reshape(batch, length, num_heads, -1) for x in (query, key, value))
     scores = jnp.einsum("bkhd,bqhd->bhkq", key, query) * math.sqrt(num_heads / width)
-    weights = jax.nn.softmax(jnp.where(is_item[:, None, :, None], scores, MASKED_SCORE), axis=2)
+    weights = jax.nn.softmax(jnp.where(is_item[:, None, :, None], scores, layers.MASKED_SCORE), axis=2)
     weights = layers.dropout(words, weights, rate, place.of_pairs(num_heads, 0, length))
     return jnp.einsum("bhkq,bkhd->bqhd", weights, value).reshape(batch, length, width)
 

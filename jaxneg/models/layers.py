@@ -5,6 +5,7 @@ XLA does at a fraction of the speed of a plain product. So here every product is
 beforehand, and a sum along a row is a product with ones.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -12,12 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped, UInt32
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped, UInt32
 
 from jaxneg.hashing import hashed
 
 Rate = float | int | Float[Array, ""]
 
+MASKED_SCORE = -1e9  # finite, so that the softmax of a row with no key left is uniform and not NaN
+QUERY_CHUNK = 50  # of attention on CPU
 LAYER_NORM_EPSILON = 1e-8
 
 
@@ -164,3 +167,40 @@ def unjoined(rows: Shaped[Array, "P *tail"], shapes: Sequence[tuple[int, int]]) 
     ends = np.cumsum([number * length for number, length in shapes])[:-1]
     parts = jnp.split(rows, ends)
     return [part.reshape(*shape, *rows.shape[1:]) for part, shape in zip(parts, shapes, strict=True)]
+
+
+def attend(
+    query: Float[Array, "B L D"],
+    key: Float[Array, "B L D"],
+    value: Float[Array, "B L D"],
+    is_item: Bool[Array, "B L"],
+    num_heads: int,
+    rate: Rate,
+    words: UInt32[Array, "2"] | None,
+    place: Places,
+) -> Float[Array, "B L D"]:
+    """Causal scaled dot-product attention: each position looks at the items up to its own.
+
+    A position without an item up to its own looks at keys of its chunk alike, and nobody uses what it sees. On CPU
+    long sequences are cut into chunks of queries, each with the keys that it may see: half of the products are saved.
+    """
+    batch, length, width = query.shape
+
+    def by_head(x):
+        return x.reshape(batch, length, num_heads, -1).swapaxes(1, 2).reshape(batch * num_heads, length, -1)
+
+    query, key, value = by_head(query * math.sqrt(num_heads / width)), by_head(key), by_head(value)
+    chunk = QUERY_CHUNK if jax.default_backend() == "cpu" and length > QUERY_CHUNK else length
+    attended = []
+    for start in range(0, length, chunk):
+        end = min(start + chunk, length)
+        # Keys before queries: on CPU sums over an axis that is not the last are vectorised.
+        scores = matmul(key[:, :end], transpose(query[:, start:end]))
+        allowed = is_item[:, :end, None] & (jnp.arange(end)[:, None] <= jnp.arange(start, end)[None])[None]
+        allowed = jnp.repeat(allowed, num_heads, axis=0)
+        weights = jax.nn.softmax(jnp.where(allowed, scores.astype(jnp.float32), MASKED_SCORE), axis=1)
+        element = place.of_pairs(num_heads, start, end)
+        weights = dropout(words, weights.astype(value.dtype), rate, element.reshape(weights.shape))
+        attended.append(matmul(transpose(weights), value[:, :end]))
+    attended = jnp.concatenate(attended, axis=1).reshape(batch, num_heads, length, -1)
+    return attended.swapaxes(1, 2).reshape(batch, length, width)

@@ -17,7 +17,6 @@ from jaxneg.errors import InputError
 from jaxneg.fields import BELOW_ONE, at_least
 from jaxneg.models import layers, objectives
 from jaxneg.models.base import Dropout, Model, Piece
-from jaxneg.models.sasrec import attend
 
 SITES = 4  # of dropout in a block
 
@@ -85,7 +84,7 @@ class Block(nn.Module):
         shapes = [valid.shape for valid in is_item]
         projected = [layers.unjoined(dense(name)(normed), shapes) for name in ("query", "key", "value")]
         attended = [
-            attend(*of_piece, self.num_heads, rate, of_weights, place)
+            layers.attend(*of_piece, self.num_heads, rate, of_weights, place)
             for *of_piece, place in zip(*projected, is_item, places, strict=True)
         ]
         attended = drop(of_attended, dense("attention_output")(layers.joined(attended)))

@@ -19,9 +19,6 @@ from jaxneg.fields import BELOW_ONE, at_least, one_of
 from jaxneg.models import layers, objectives
 from jaxneg.models.base import Dropout, Model, Piece
 
-MASKED_SCORE = -1e9  # finite, so that the softmax of a row with no key left is uniform and not NaN
-QUERY_CHUNK = 50  # of attention on CPU
-
 
 class Settings(NamedTuple):
     width: Annotated[int, at_least(1, 10**4), "width of the embeddings and of every layer"] = 50
@@ -60,43 +57,6 @@ def make(settings: Settings, num_items: int) -> Model:
     return Model(settings.width, settings.max_len, objectives.next_item(), init, encode, pad_state=pad_state)
 
 
-def attend(
-    query: Float[Array, "B L D"],
-    key: Float[Array, "B L D"],
-    value: Float[Array, "B L D"],
-    is_item: Bool[Array, "B L"],
-    num_heads: int,
-    rate: layers.Rate,
-    words: UInt32[Array, "2"] | None,
-    place: layers.Places,
-) -> Float[Array, "B L D"]:
-    """Causal scaled dot-product attention: each position looks at the items up to its own.
-
-    A position without an item up to its own looks at keys of its chunk alike, and nobody uses what it sees. On CPU
-    long sequences are cut into chunks of queries, each with the keys that it may see: half of the products are saved.
-    """
-    batch, length, width = query.shape
-
-    def by_head(x):
-        return x.reshape(batch, length, num_heads, -1).swapaxes(1, 2).reshape(batch * num_heads, length, -1)
-
-    query, key, value = by_head(query * math.sqrt(num_heads / width)), by_head(key), by_head(value)
-    chunk = QUERY_CHUNK if jax.default_backend() == "cpu" and length > QUERY_CHUNK else length
-    attended = []
-    for start in range(0, length, chunk):
-        end = min(start + chunk, length)
-        # Keys before queries: on CPU sums over an axis that is not the last are vectorised.
-        scores = layers.matmul(key[:, :end], layers.transpose(query[:, start:end]))
-        allowed = is_item[:, :end, None] & (jnp.arange(end)[:, None] <= jnp.arange(start, end)[None])[None]
-        allowed = jnp.repeat(allowed, num_heads, axis=0)
-        weights = jax.nn.softmax(jnp.where(allowed, scores.astype(jnp.float32), MASKED_SCORE), axis=1)
-        element = place.of_pairs(num_heads, start, end)
-        weights = layers.dropout(words, weights.astype(value.dtype), rate, element.reshape(weights.shape))
-        attended.append(layers.matmul(layers.transpose(weights), value[:, :end]))
-    attended = jnp.concatenate(attended, axis=1).reshape(batch, num_heads, length, -1)
-    return attended.swapaxes(1, 2).reshape(batch, length, width)
-
-
 class Block(nn.Module):
     """One block. The residuals add the NORMALISED input, and keys and values see the un-normalised one.
 
@@ -126,7 +86,7 @@ class Block(nn.Module):
             layers.unjoined(part, shapes) for part in (dense("query")(normed), dense("key")(x), dense("value")(x))
         ]
         attended = [
-            attend(query, key, value, valid, self.num_heads, rate, of_attention, numbers)
+            layers.attend(query, key, value, valid, self.num_heads, rate, of_attention, numbers)
             for query, key, value, valid, numbers in zip(*projected, is_item, place, strict=True)
         ]
         x = normed + layers.joined(attended)

@@ -321,7 +321,7 @@ def test_attention_in_chunks_is_that_of_the_whole(monkeypatch):
     model, params = build(2, 3)
 
     def loss(params, size):
-        monkeypatch.setattr(sasrec, "QUERY_CHUNK", size)
+        monkeypatch.setattr(layers, "QUERY_CHUNK", size)
         return jnp.sum(jnp.sin(encode(model, params, INPUTS, 0.3, jax.random.key(0))))
 
     plain, chunked = (jax.value_and_grad(loss)(params, size) for size in (MAX_LEN, 3))
