@@ -51,7 +51,7 @@ def get_config(arg: str | None = None):
         numbers = {config_lib.DISTRIBUTIONS[part]: NUM_NEGATIVES // len(drawn) for part in drawn}
         config.update_from_flattened_dict(SASREC | numbers)
     else:
-        recipe = {name: value for name, value in RECIPES[model].items() if drawn or name != "loss.name"}
+        recipe = {name: value for name, value in RECIPES.get(model, {}).items() if drawn or name != "loss.name"}
         config.update_from_flattened_dict({"batch_size": 128, "learning_rate": 1e-3} | recipe)
     if drawn and "loss.name" not in RECIPES.get(model, {}):
         config.loss.name = "infonce" if method in config_lib.BY_SCORE else "sampled_softmax"

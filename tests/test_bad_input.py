@@ -503,20 +503,20 @@ def test_a_broken_table(capsys, finished, tmp_path, name, case):
 
 
 RESULT_FOLDERS = {
-    "no such folder": (lambda folder: ["nowhere"], ["nowhere: no results.csv in or below it", "a finished run"]),
+    "no such folder": (lambda folder: ["nowhere"], ["nowhere: there is no such folder"]),
     "an empty folder": (lambda folder: [str(folder)], ["no results.csv in or below it"]),
-    "a file": (lambda folder: [__file__], ["no results.csv in or below it"]),
+    "a file": (lambda folder: [__file__], ["there is no such folder"]),
     "a name too long": (lambda folder: ["x" * 5000], ["xxx"]),
     "a NUL": (lambda folder: ["a\0b"], ["a\\x00b: "]),
     "no folder named": (lambda folder: [], ["the following arguments are required: DIR"]),
     "an unknown flag": (lambda folder: ["--all", "x"], ["unrecognized arguments: --all"]),
     "a folder as results.csv": (
         lambda folder: (folder / "results.csv").mkdir() or [str(folder)],
-        ["baselines.csv: there is no such file"],
+        ["results.csv: is not a table as a run writes it"],
     ),
-    "no baselines.csv": (
+    "an empty results.csv": (
         lambda folder: (folder / "results.csv").touch() or [str(folder)],
-        ["baselines.csv: there is no such file", "a finished run writes it"],
+        ["results.csv: is not a table as a run writes it"],
     ),
 }
 

@@ -164,8 +164,12 @@ def test_help_names_every_field_method_and_config(flag, capsys):
     assert run_main(QUICKSTART, flag) == 0
     out = capsys.readouterr().out
     for name, field in settings.FIELDS[settings.DEFAULT_MODEL].items():
-        (line,) = (line for line in out.splitlines() if line.startswith(f"  {name}="))
+        line = next(line for line in out.splitlines() if line.startswith(f"  {name}="))
         assert field.text in line
+    for model in settings.MODELS:
+        own = out[out.rindex(f"own fields for {model}:") :] if model != settings.DEFAULT_MODEL else out
+        for name, field in list(settings.of_model(model).items())[1:]:
+            assert f"  {name}={field.default!r}" in own and field.text in own
     assert "  batch_size=128 " in out and "  sampler.pool=as reference " in out
     for name in [*settings.METHODS, *settings.MODELS, *settings.LOSSES, *(path.stem for path in CONFIGS.glob("*.py"))]:
         assert f"\n  {name}" in out

@@ -82,11 +82,11 @@ def find_runs(folders: Sequence[str | pathlib.Path]) -> tuple[list[Run], list[pa
     finished, unfinished = {}, {}
     for folder in map(pathlib.Path, folders):
         try:
-            if not folder.is_dir():
-                raise InputError(f"{folder}: there is no such folder")
-            found = sorted(folder.rglob("results.csv"))
+            is_folder, found = folder.is_dir(), sorted(folder.rglob("results.csv"))
         except (OSError, ValueError) as error:  # a name too long, or with a NUL
             raise InputError(f"{str(folder)[:200]}: cannot be searched ({error}); name a folder") from error
+        if not is_folder:
+            raise InputError(f"{folder}: there is no such folder")
         if not found:
             raise InputError(f"{folder}: no results.csv in or below it; name a folder with a finished run")
         finished |= {path.resolve(): path.parent for path in found}

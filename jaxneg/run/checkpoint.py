@@ -1,6 +1,7 @@
 """Checkpoints of a run by orbax: written in the background, whole or not at all, the last few kept, and checked."""
 
 import functools
+import json
 import logging
 import pathlib
 import shutil
@@ -120,16 +121,6 @@ class Checkpoints:
             raise InputError(f"{self.folder}: every checkpoint is damaged: remove this folder to train from the start")
         return None
 
-    def check_layout(self) -> None:
-        """Raises InputError if the newest checkpoint is of another layout than today's; reads nothing else of it."""
-        if self.folder.is_dir() and (steps := self._manager.all_steps()):
-            try:
-                self._about(max(steps))
-            except InputError:
-                raise
-            except Exception:  # damaged: `restore` tells of it
-                return
-
     def close(self) -> None:
         """Waits until the last save is on disk."""
         self._wait()
@@ -155,13 +146,7 @@ class Checkpoints:
         """What was saved beside the state. Raises InputError for another layout than today's."""
         kinds = self._orbax.args
         about = dict(self._manager.restore(step, args=kinds.Composite(about=kinds.JsonRestore())).about)
-        layout = about.pop("layout", 1)
-        if layout != LAYOUT:
-            how = "an older" if layout < LAYOUT else "a newer"
-            raise InputError(
-                f"{self.folder} holds checkpoints of {how} layout than this version of jaxneg reads: finish the run "
-                "with the version that began it, or name another --workdir"
-            )
+        _refuse_layout(self.folder, about.pop("layout", 1))
         return about
 
     def _look(self) -> None:
@@ -190,6 +175,25 @@ class Checkpoints:
             left = f"the last good one is of step {max(steps):,}" if steps else "there is none yet"
             reason = " ".join(str(error).split())[-160:]
             raise InputError(f"{self.folder}: a checkpoint cannot be written ({reason}); {left}") from error
+
+
+def check_layout(folder: pathlib.Path) -> None:
+    """Raises InputError if the newest checkpoint of a folder is of another layout than today's; reads nothing else."""
+    steps = [int(path.name) for path in folder.glob("[0-9]*") if path.name.isdigit()]
+    try:
+        layout = json.loads((folder / str(max(steps)) / "about" / "metadata").read_text()).get("layout", 1)
+    except (OSError, ValueError, AttributeError):  # there is none, or `restore` tells of damage
+        return
+    _refuse_layout(folder, layout)
+
+
+def _refuse_layout(folder: pathlib.Path, layout: int) -> None:
+    if layout != LAYOUT:
+        how = "an older" if layout < LAYOUT else "a newer"
+        raise InputError(
+            f"{folder} holds checkpoints of {how} layout than this version of jaxneg reads: finish the run with the "
+            "version that began it, or name another --workdir"
+        )
 
 
 def checksum(tree: Any) -> list[str]:

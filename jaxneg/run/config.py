@@ -105,13 +105,13 @@ def parse_methods(text: str) -> list[str]:
     Raises InputError for a method that is not known.
     """
     named = {"all": list(METHODS), "paper": list(PAPER_METHODS)}.get(text, text.split(","))
-    return [known_method(name.strip()) for name in named]
+    return [known_method(name.strip() or repr(name)) for name in named]
 
 
 def parse_models(text: str) -> list[str]:
     """The models that a list names: "all", or names with commas between them. Raises InputError for an unknown one."""
     named = list(MODELS) if text == "all" else text.split(",")
-    return [known_model(name.strip()) for name in named]
+    return [known_model(name.strip() or repr(name)) for name in named]
 
 
 def use_method(config: config_dict.ConfigDict, method: str, settings: Mapping[str, Any]) -> config_dict.ConfigDict:

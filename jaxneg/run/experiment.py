@@ -47,20 +47,14 @@ def run(config, workdir: str | pathlib.Path, extend: bool = False, join_hosts: d
         while seeds := hosts.on_first(lambda: [[seeds.start, seeds.stop] for seeds in itertools.islice(chunks, 1)]):
             hosts.on_first(lambda: workdir_lib.refuse_versions(folder, changed, extend))
             plan = fitting_plan(config, folder, prepared, range(*seeds[0]))
-            hosts.on_first(lambda plan=plan: check_layout(plan))
+            there = workdir_lib.checkpoint_folder(folder, plan.seeds)
+            hosts.on_first(lambda there=there: checkpoint.check_layout(there))
             hosts.on_first(lambda plan=plan: begin_folder(plan, prepared, record))
             trained = loop.train_seeds(plan, record)
             hosts.on_first(lambda plan=plan, trained=trained: outputs.write_results(plan, prepared, *trained))
         if hosts.is_first():
             print_results(folder)
     return folder / "results.csv"
-
-
-def check_layout(plan: Plan) -> None:
-    """Raises InputError, before anything is written, if the seeds' checkpoints are of another layout."""
-    checkpoints = checkpoint.Checkpoints(workdir_lib.checkpoint_folder(plan.folder, plan.seeds), 0.0)
-    checkpoints.check_layout()
-    checkpoints.close()
 
 
 def begin_folder(plan: Plan, prepared: data.Prepared, record: dict) -> None:

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from flax.traverse_util import unflatten_dict
 
+import jaxneg
 from jaxneg import files
 from jaxneg.data import dataset as data
 from jaxneg.errors import InputError
@@ -118,7 +119,7 @@ def test_the_kept_weights_are_those_of_the_best_epoch(finished, cache):
     weights = np.load(finished / "model.npz", allow_pickle=False)
     assert weights["seed"].tolist() == [0, 1]
     params = unflatten_dict({name: array for name, array in weights.items() if name != "seed"}, sep="/")
-    num_above = plan.programs.evaluate(params, plan.dataset.items, plan.splits["test"].cases)[0]
+    num_above = plan.programs.evaluate(params, plan.history_rows, plan.splits["test"].cases)[0]
     np.testing.assert_array_equal(num_above, np.load(finished / "cases.npz")["num_above"])
 
 
@@ -322,7 +323,7 @@ def test_seeds_in_chunks_are_the_seeds_together(finished, cache, tmp_path):
 def test_other_versions_are_refused_while_there_is_work_to_do(finished, cache, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
-    monkeypatch.setattr(experiment.run_folder.jaxneg, "__version__", "99.0")
+    monkeypatch.setattr(jaxneg, "__version__", "99.0")
     experiment.run(small(cache, num_seeds=2), folder)  # nothing is left to do
     (folder / "results.csv").unlink()
     config = small(cache, num_seeds=2)
@@ -491,7 +492,7 @@ def test_splits_are_padded_to_one_shape_and_the_padding_counts_for_nothing(cache
     config = config_lib.resolve(small(cache, **{"data.valid_fraction": valid_fraction}))
     prepared = data.load(experiment.prepare_data(config))
     plan = fitting_plan(config, tmp_path, prepared, range(1))
-    shapes = {name: [part.shape for part in split.cases] for name, split in plan.splits.items()}
+    shapes = {name: [part.shape for part in jax.tree.leaves(split.cases)] for name, split in plan.splits.items()}
     assert shapes["valid"] == shapes["test"]
     alone = {name: data.evaluation_cases(prepared, name) for name in plan.splits}
     assert len(alone["valid"].targets) != len(alone["test"].targets)  # or nothing was padded

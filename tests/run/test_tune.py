@@ -58,7 +58,12 @@ def test_a_points_value_is_that_of_a_run_alone(cache, tmp_path):
     """The second of two points, in one program with the first, against a run of those settings and that seed."""
     config = small(cache)
     prepared = data.load(experiment.prepare_data(config))
-    values = tune.validation_hit_rates(config, {"osf": 3.0}, prepared, [(1e-4, 0.5), (1e-2, 0.2)])
+    values = tune.validation_hit_rates(
+        config,
+        {"osf": 3.0},
+        prepared,
+        [{"learning_rate": 1e-4, "model.dropout": 0.5}, {"learning_rate": 1e-2, "model.dropout": 0.2}],
+    )
     alone = small(cache, seed=tune.ROOT, learning_rate=1e-2, model__dropout=0.2, osf=3.0)
     experiment.run(alone, tmp_path)
     row = pd.read_csv(tmp_path / "results.csv").squeeze()
@@ -76,7 +81,7 @@ def score(monkeypatch):
         if fake.error:
             raise fake.error
         size = 0.1 * (shape["batch_size"] == 64) + 0.01 * math.isinf(shape["osf"])
-        return [size + rate + 0.001 * dropout for rate, dropout in points]
+        return [size + point["learning_rate"] + 0.001 * point["model.dropout"] for point in points]
 
     monkeypatch.setattr(tune, "validation_hit_rates", rates)
     return fake
