@@ -48,23 +48,23 @@ def zipf_dataset(num_items: int) -> Dataset:
 def compiled(form: str, num_items: int, dataset: Dataset, options):
     """A call that makes --steps training steps, in place, and waits for them."""
     method = samplers.make("uniform", num_items, samplers.Settings(num_uniform=options.samples))
-    model, adam = sasrec.SASRec(2, 1, 50, options.length), adam_lib.adam()
-    item_table = row_tables.ITEM_TABLES[form]
-    step = training.make_step(
+    model = sasrec.make(sasrec.Settings(max_len=options.length), num_items)
+    adam, storage = adam_lib.adam(), row_tables.STORAGES[form]
+    step = training.Step(
         model=model,
         method=method,
         loss=losses.make("bce", num_items),
         optimizer=adam,
-        item_table=item_table,
+        storage=storage,
         batch_size=options.batch,
         num_items=num_items,
         history_size=data.longest_history(dataset),
     )
     layout = mesh_lib.seed_layout(options.seeds)
     init = functools.partial(
-        training.init_state, model=model, num_items=num_items, optimizer=adam, item_table=item_table
+        training.init_state, model=model, num_items=num_items, num_users=1, optimizer=adam, storage=storage
     )
-    hyper = mesh_lib.repeat(layout, training.Hyper(np.float32(1e-3), np.float32(0.2), np.float32(1.0)))
+    hyper = mesh_lib.repeat(layout, training.HyperParams(np.float32(1e-3), np.float32(0.2), np.float32(1.0)))
     state = [mesh_lib.over_seeds(init, layout, (True, True))(mesh_lib.seed_keys(layout, 0), hyper)]
     dataset = mesh_lib.put_shared(layout, dataset)
     advance = mesh_lib.over_devices(
@@ -91,9 +91,7 @@ def main():
     for name, value in defaults.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--items", type=int, nargs="+", default=[10**4, 10**5, 10**6, 10**7])
-    parser.add_argument(
-        "--forms", nargs="+", choices=list(row_tables.ITEM_TABLES), default=list(row_tables.ITEM_TABLES)
-    )
+    parser.add_argument("--forms", nargs="+", choices=list(row_tables.STORAGES), default=list(row_tables.STORAGES))
     options = parser.parse_args()
     print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, {vars(options)}", flush=True)
     runs = {}

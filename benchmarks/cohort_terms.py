@@ -16,8 +16,10 @@ import numpy as np
 from jaxneg import main, samplers
 from jaxneg.data import dataset as data
 from jaxneg.evaluation import rows as results
+from jaxneg.models import objectives
 from jaxneg.run import config as config_lib
 from jaxneg.run import experiment
+from jaxneg.types import Batch
 
 METHODS = ("uniform", "popularity", "inverse_popularity", "popularity_cohort", "in_batch", "mixed")
 
@@ -30,18 +32,20 @@ def shares(config, prepared: data.Prepared, num_batches: int) -> tuple[np.ndarra
     targets = data.target_counts(dataset, config.model.max_len, prepared.num_items)
     tables = method.proposal.init(np.asarray(prepared.item_counts), targets)
     cohorts = jnp.asarray(prepared.item_cohorts)
+    objective = objectives.next_item()
 
     @jax.jit
     def terms(key):
         batch_key, proposal_key = jax.random.split(key)
-        batch = data.draw_batch(
+        window = data.draw_users(
             batch_key,
             dataset,
             batch_size=config.batch_size,
-            max_len=config.model.max_len,
+            length=config.model.max_len + objective.extra,
             num_items=prepared.num_items,
             history_size=data.longest_history(dataset),
         )
+        batch = Batch(*objective.make(proposal_key, window.items), *window[1:])
         candidates = method.proposal.sample(proposal_key, tables, batch)
         counted = (batch.targets > 0).astype(jnp.float32)
         weight = candidates.mask / jnp.maximum(jnp.sum(candidates.mask, axis=-1, keepdims=True), 1)

@@ -40,7 +40,7 @@ def table_bytes(config, prepared: data.Prepared) -> int:
     made = plan_lib.make_plan(config, pathlib.Path(), prepared, range(1))
     keys = mesh_lib.seed_keys(made.layout, 0)
     state = jax.eval_shape(made.programs.init, keys, mesh_lib.repeat(made.layout, made.hyper))
-    kept = jax.tree.leaves((state.params["item_table"], state.opt_state))
+    kept = jax.tree.leaves((state.params["tables"], state.opt_state))
     return memory.tree_bytes([leaf for leaf in kept if prepared.num_items + 1 in leaf.shape])
 
 
@@ -49,9 +49,7 @@ def main(_):
     found, sizes, seconds = {}, {}, {}
     with tempfile.TemporaryDirectory() as folder:
         for value in VALUES.value:
-            changed = config_lib.base()
-            changed.update_from_flattened_dict(config_lib.flatten(CONFIG.value) | {FIELD.value: value})
-            config = config_lib.resolve(changed)
+            config = config_lib.resolve(config_lib.changed(CONFIG.value, {FIELD.value: value}))
             prepared = data.load(experiment.prepare_data(config))
             table = pd.read_csv(experiment.run(config, pathlib.Path(folder) / value))
             found[value] = {name: table[name].to_numpy() for name in METRICS}

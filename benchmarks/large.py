@@ -150,7 +150,7 @@ def train(given, folder: pathlib.Path) -> dict:
         "item_table_small": small.config.optimizer.item_table,
         "x_small": round(float(np.median([a / b for a, b in turns])), 2),
         "seconds_of_the_rest": round(rest, 1),
-        "table_and_moments_gib": round(memory.tree_bytes(state.params["item_table"]) / 2**30, 2),
+        "table_and_moments_gib": round(memory.tree_bytes(state.params["tables"]["item"]) / 2**30, 2),
     }
 
 
@@ -162,7 +162,7 @@ def evaluate(given, folder: pathlib.Path) -> dict:
     params = mesh_lib.fill(made.layout, unflatten_dict(weights, sep="."))
     start = time.perf_counter()
     test = made.splits["test"]
-    ranked = made.programs.evaluate(params, made.items, test.cases)
+    ranked = made.programs.evaluate(params, made.history_rows, test.cases)
     above, tied = (np.asarray(part)[0, : len(test.cold)] for part in ranked[:2])
     seconds = time.perf_counter() - start
     users = len(np.unique(np.asarray(test.cases.users)[: len(test.cold)]))

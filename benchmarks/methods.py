@@ -42,7 +42,7 @@ def cases(num_samples: int) -> dict[tuple[str, str], samplers.Settings]:
     found = {}
     for method in samplers.METHODS:
         if method != "catalogue":
-            found[method, "bce"] = halves if samplers.METHODS[method][0] == samplers.MIXTURE else alone
+            found[method, "bce"] = halves if samplers.METHODS[method].proposals == samplers.MIXTURE else alone
     found["dns, random_one", "bce"] = alone._replace(dns_form="random_one")
     found |= {("uniform", loss): alone for loss in losses.LOSSES if loss != "full_softmax"}
     return found | {("catalogue", "full_softmax"): alone}
@@ -51,9 +51,10 @@ def cases(num_samples: int) -> dict[tuple[str, str], samplers.Settings]:
 def compiled(method: str, loss: str, settings: samplers.Settings, prepared: data.Prepared, options):
     """A call that makes --steps training steps and waits for them."""
     chosen = samplers.make(method.split(",")[0], prepared.num_items, settings)
-    model, adam = sasrec.SASRec(2, 1, options.width, options.length), adam_lib.adam()
+    model = sasrec.make(sasrec.Settings(options.width, max_len=options.length), prepared.num_items)
+    adam = adam_lib.adam()
     dataset = data.training_set(prepared)
-    step = training.make_step(
+    step = training.Step(
         model=model,
         method=chosen,
         loss=losses.make(loss, prepared.num_items),
@@ -62,8 +63,9 @@ def compiled(method: str, loss: str, settings: samplers.Settings, prepared: data
         num_items=prepared.num_items,
         history_size=data.longest_history(dataset),
     )
-    init = functools.partial(training.init_state, model=model, num_items=prepared.num_items, optimizer=adam)
-    hyper = training.Hyper(*(np.full(1, value, np.float32) for value in (1e-3, 0.2, 1.0)))
+    sizes = {"num_items": prepared.num_items, "num_users": prepared.num_users}
+    init = functools.partial(training.init_state, model=model, optimizer=adam, **sizes)
+    hyper = training.HyperParams(*(np.full(1, value, np.float32) for value in (1e-3, 0.2, 1.0)))
     states = jax.vmap(init)(jax.random.split(jax.random.key(0), 1), hyper)
     counts = data.target_counts(dataset, options.length, prepared.num_items)
     shared = jax.device_put((chosen.proposal.init(np.asarray(prepared.item_counts), counts), dataset))

@@ -24,11 +24,11 @@ from jaxneg import losses, samplers
 from jaxneg.data import dataset as data
 from jaxneg.data import prepare, synthetic
 from jaxneg.devices import mesh as mesh_lib
-from jaxneg.models import sasrec
+from jaxneg.models import base, sasrec
 from jaxneg.optim import adam as adam_lib
 from jaxneg.training import loop as training_loop
 from jaxneg.training import step as training
-from jaxneg.types import Negatives
+from jaxneg.types import Batch, Negatives
 
 USERS, ROWS_PER_USER = 1000, 60
 PROPOSING = ("uniform", "popularity", "inverse_popularity", "popularity_cohort", "in_batch", "mixed")
@@ -50,7 +50,7 @@ class World(NamedTuple):
     """What all steps share."""
 
     prepared: data.Prepared
-    model: sasrec.SASRec
+    model: base.Model
     batch_size: int
     num_steps: int
 
@@ -88,21 +88,23 @@ def first_candidates(num_kept: int) -> Callable:
 
 def draw_once(method: samplers.Method, tables, dataset, world: World):
     """One batch's candidates."""
-    batch = data.draw_batch(
+    objective = world.model.objective
+    window = data.draw_users(
         jax.random.key(1),
         dataset,
         batch_size=world.batch_size,
-        max_len=world.model.max_len,
+        length=world.model.max_len + objective.extra,
         num_items=world.prepared.num_items,
         history_size=data.longest_history(dataset),
     )
+    batch = Batch(*objective.make(jax.random.key(3), window.items), *window[1:])
     return jax.jit(method.proposal.sample)(jax.random.key(2), tables, batch)
 
 
 def compiled(method: samplers.Method, tables, dataset, world: World) -> Callable[[], float]:
     """A call that makes `num_steps` training steps, and returns the seconds that one took."""
     adam, num_items = adam_lib.adam(), world.prepared.num_items
-    step = training.make_step(
+    step = training.Step(
         model=world.model,
         method=method,
         loss=losses.make("bce", num_items),
@@ -111,8 +113,9 @@ def compiled(method: samplers.Method, tables, dataset, world: World) -> Callable
         num_items=num_items,
         history_size=data.longest_history(dataset),
     )
-    init = functools.partial(training.init_state, model=world.model, num_items=num_items, optimizer=adam)
-    hyper = training.Hyper(*(np.full(1, value, np.float32) for value in (1e-3, 0.2, 1.0)))
+    sizes = {"num_items": num_items, "num_users": world.prepared.num_users}
+    init = functools.partial(training.init_state, model=world.model, optimizer=adam, **sizes)
+    hyper = training.HyperParams(*(np.full(1, value, np.float32) for value in (1e-3, 0.2, 1.0)))
     states = jax.vmap(init)(jax.random.split(jax.random.key(0), 1), hyper)
     options = mesh_lib.compiler_options(jax.default_backend())
     advance = jax.jit(functools.partial(training_loop.run_steps, step), compiler_options=options)
@@ -155,7 +158,8 @@ def main():
     print("| method | L | ms per step | ms without | x | its share of the step |")
     print("|---|---|---|---|---|---|")
     for length in options.lengths:
-        world = World(prepared, sasrec.SASRec(2, 1, options.width, length), options.batch, options.steps)
+        model = sasrec.make(sasrec.Settings(options.width, max_len=length), prepared.num_items)
+        world = World(prepared, model, options.batch, options.steps)
         for case in cases(options.methods, options.samples, options.pool):
             own, rival = pair(case, world)
             seconds = [(own(), rival()) for _ in range(options.repeats)]

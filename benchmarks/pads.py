@@ -58,14 +58,16 @@ def main(_):
             seconds[name].append(np.array([time.perf_counter(), time.process_time()]) - start)
     states = [made[2][0] for made in plans.values()]
     losses = [float(np.mean(state.loss_sum / state.step)) for state in states]
-    lengths = np.minimum(data.input_lengths(data.training_set(prepared)), config.model.max_len)
+    rows = data.training_rows(prepared)
+    model = plan_lib.make_parts(config, plan_lib.seed_layout(config, config.num_seeds), prepared.num_items).model
+    lengths = np.minimum(data.train_lengths(rows) - model.objective.extra, model.max_len)
     sequences = STEPS.value * config.batch_size * config.num_seeds
     print(
         f"{jax.devices()[0].device_kind}, jax {jax.__version__}, {config.dataset}: {prepared.num_users:,} users, "
         f"batches of {config.batch_size} x {config.model.max_len}, {lengths.mean() / config.model.max_len:.0%} of "
         f"which are items; mean losses {losses[0]:.4f} and {losses[1]:.4f}"
     )
-    buckets = plan_lib.make_buckets(config, data.training_set(prepared), config.num_seeds)
+    buckets = plan_lib.make_buckets(config, model, rows, config.num_seeds)
     print("pieces (rows x length): " + ", ".join(f"{rows} x {length}" for rows, length in buckets))
     print("| batches | positions computed | sequences/s | x padded | sequences per CPU second | x padded |")
     print("|---|---|---|---|---|---|")

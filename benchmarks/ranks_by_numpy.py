@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 from flax import traverse_util
 
-from jaxneg import main
-from jaxneg.models import sasrec
+from jaxneg import main, models
+from jaxneg.models import base
 from jaxneg.run import experiment
 
 SEED, CHUNK, LEAST_ROWS = 0, 256, 5
@@ -48,9 +48,10 @@ def compare(folder: pathlib.Path, file: str) -> None:
     users = histories(file, np.load(experiment.prepare_data(config) / "item_ids.npy"))
     with np.load(folder / "model.npz") as stored:
         params = traverse_util.unflatten_dict({k: v[SEED] for k, v in stored.items() if k != "seed"}, sep="/")
-    model = sasrec.SASRec(*(settings[f"model.{name}"] for name in ("num_blocks", "num_heads", "width", "max_len")))
-    encode = jax.jit(lambda inputs: sasrec.encode(model, params, inputs)[:, -1])
-    table = params["item_table"].astype(np.float64)
+    settings = {name.removeprefix("model."): value for name, value in settings.items() if name.startswith("model.")}
+    table = params["tables"]["item"].astype(np.float64)
+    model = models.make(settings.pop("name", "sasrec"), settings, len(table) - 1)
+    encode = jax.jit(lambda inputs: base.encode_inputs(model, params, model.objective.query(inputs))[:, -1])
     among_all, among_new = [], []
     for first in range(0, len(users), CHUNK):
         inputs = np.zeros((CHUNK, model.max_len), np.int32)

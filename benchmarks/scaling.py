@@ -170,8 +170,8 @@ def sparse_traffic(size: Size, moments: str = "float32", shards: int = 1) -> flo
     """Bytes through a device's memory for the item table of a step, row-sparse Adam, on one of `shards` shards.
 
     A shard's table has 1 / shards of the rows that are looked up. Beside it there are all n of them, those of other
-    shards masked: the borrowed rows (written, read), the values' look-up and its gradient (each read, written), Adam
-    (value, moments and gradient read, value and moments written), and the rows to give back (written, read).
+    shards masked: the gathered rows (written, read), the values' look-up and its gradient (each read, written), Adam
+    (value, moments and gradient read, value and moments written), and the rows to scatter (written, read).
     """
     rows, value = size.looked_up, FLOAT * size.width
     row = row_bytes(size.width, moments)
@@ -347,22 +347,25 @@ class Traced(NamedTuple):
 def traced_step(size: Size, form: str) -> Traced:
     """jaxneg's own training step, traced for arrays of these shapes."""
     method = samplers.make("popularity", size.items, samplers.Settings(num_popularity=size.negatives))
-    model, adam = sasrec.SASRec(size.blocks, 1, size.width, size.length), adam_lib.adam()
-    item_table = row_tables.ITEM_TABLES[form]
-    step = training.make_step(
+    model = sasrec.make(sasrec.Settings(size.width, size.blocks, 1, size.length), size.items)
+    adam, storage = adam_lib.adam(), row_tables.STORAGES[form]
+    step = training.Step(
         model=model,
         method=method,
         loss=losses.make("bce", size.items),
         optimizer=adam,
-        item_table=item_table,
+        storage=storage,
         batch_size=size.batch,
         num_items=size.items,
         history_size=size.history,
     )
     init = functools.partial(
-        training.init_state, model=model, num_items=size.items, optimizer=adam, item_table=item_table
+        training.init_state, model=model, num_items=size.items, num_users=USERS, optimizer=adam, storage=storage
     )
-    keys, hyper = jax.random.split(jax.random.key(0), 1), training.Hyper(*(jnp.ones(1) for _ in training.Hyper._fields))
+    keys, hyper = (
+        jax.random.split(jax.random.key(0), 1),
+        training.HyperParams(*(jnp.ones(1) for _ in training.HyperParams._fields)),
+    )
     state = jax.eval_shape(jax.vmap(init), keys, hyper)
     counts = np.concatenate([[0], np.ones(size.items, np.int64)])
     shared = jax.tree.map(shape_of, (method.proposal.init(counts), dataset_shapes(size)))
@@ -471,7 +474,7 @@ def check_table(found: Mapping[str, list[tuple[str, Check]]], measured: str) -> 
 
 def print_checks(compiled: bool) -> None:
     """The tables of what is measured."""
-    forms = list(row_tables.ITEM_TABLES)
+    forms = list(row_tables.STORAGES)
     print("Counted in the traced program:\n")
     counted = {name: [(form, check) for form in forms for check in checks(size, form)] for name, size in SIZES.items()}
     ranked = {name: [("", check) for check in evaluation_checks(size)] for name, size in SIZES.items()}

@@ -51,10 +51,11 @@ def cases(seeds: list[int], num_devices: int) -> list[Case]:
 def compiled(case: Case, prepared: data.Prepared, options):
     """(a call that makes --steps steps of all seeds and waits for them, MiB that a seed needs while training)."""
     layout = mesh_lib.seed_layout(case.num_seeds, jax.devices()[: case.num_devices])
-    method = samplers.make(options.method, prepared.num_items, samplers.Settings())
-    model, adam = sasrec.SASRec(2, 1, options.width, options.length), adam_lib.adam()
+    method = samplers.make(options.method, prepared.num_items, samplers.Settings(num_in_batch=50, num_uniform=50))
+    model = sasrec.make(sasrec.Settings(options.width, max_len=options.length), prepared.num_items)
+    adam = adam_lib.adam()
     dataset = data.training_set(prepared)
-    step = training.make_step(
+    step = training.Step(
         model=model,
         method=method,
         loss=losses.make("bce", prepared.num_items),
@@ -63,8 +64,9 @@ def compiled(case: Case, prepared: data.Prepared, options):
         num_items=prepared.num_items,
         history_size=data.longest_history(dataset),
     )
-    init = functools.partial(training.init_state, model=model, num_items=prepared.num_items, optimizer=adam)
-    hyper = mesh_lib.repeat(layout, training.Hyper(np.float32(1e-3), np.float32(0.2), np.float32(1.0)))
+    sizes = {"num_items": prepared.num_items, "num_users": prepared.num_users}
+    init = functools.partial(training.init_state, model=model, optimizer=adam, **sizes)
+    hyper = mesh_lib.repeat(layout, training.HyperParams(np.float32(1e-3), np.float32(0.2), np.float32(1.0)))
     state = [mesh_lib.over_seeds(init, layout, (True, True))(mesh_lib.seed_keys(layout, 0), hyper)]
     counts = data.target_counts(dataset, options.length, prepared.num_items)
     tables = method.proposal.init(np.asarray(prepared.item_counts), counts)

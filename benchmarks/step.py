@@ -47,9 +47,10 @@ def jaxneg_steps(prepared: data.Prepared, length: int, options):
     """(a call that makes --steps steps and waits for them, the compiled program)."""
     settings = samplers.Settings(num_uniform=options.negatives)
     method = samplers.make("uniform", prepared.num_items, settings)
-    model, adam = sasrec.SASRec(BLOCKS, HEADS, options.width, length), adam_lib.adam()
+    model = sasrec.make(sasrec.Settings(options.width, BLOCKS, HEADS, length), prepared.num_items)
+    adam = adam_lib.adam()
     dataset = data.training_set(prepared)
-    step = training.make_step(
+    step = training.Step(
         model=model,
         method=method,
         loss=losses.make("bce", prepared.num_items),
@@ -58,9 +59,10 @@ def jaxneg_steps(prepared: data.Prepared, length: int, options):
         num_items=prepared.num_items,
         history_size=data.longest_history(dataset),
     )
-    init = functools.partial(training.init_state, model=model, num_items=prepared.num_items, optimizer=adam)
+    sizes = {"num_items": prepared.num_items, "num_users": prepared.num_users}
+    init = functools.partial(training.init_state, model=model, optimizer=adam, **sizes)
     seeds = options.seeds
-    hyper = training.Hyper(*(np.full(seeds, value, np.float32) for value in (LEARNING_RATE, DROPOUT, 1.0)))
+    hyper = training.HyperParams(*(np.full(seeds, value, np.float32) for value in (LEARNING_RATE, DROPOUT, 1.0)))
     states = [jax.vmap(init)(jax.random.split(jax.random.key(0), seeds), hyper)]
     shared = jax.device_put((method.proposal.init(np.asarray(prepared.item_counts)), dataset))
     compiler_options = mesh_lib.compiler_options(jax.default_backend())

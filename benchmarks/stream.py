@@ -32,9 +32,7 @@ REPEATS = flags.DEFINE_integer("repeats", 7, "turns of each", lower_bound=1)
 
 def compiled(config, prepared: data.Prepared, steps: int, how: str):
     """(a call that makes `steps` steps and waits for them, the states it moves) of the run, "on" or "off"."""
-    values = config_lib.flatten(config) | {"data.stream": how, "num_epochs": 10**4}  # of which few are run
-    changed = config_lib.base()
-    changed.update_from_flattened_dict(values)
+    changed = config_lib.changed(config, {"data.stream": how, "num_epochs": 10**4})  # of which few are run
     folder = pathlib.Path(tempfile.gettempdir())  # nothing is written
     made = plan_lib.on_devices(
         plan_lib.make_plan(config_lib.resolve(changed), folder, prepared, range(config.num_seeds))
@@ -69,7 +67,7 @@ def main(_):
     prepared = data.load(experiment.prepare_data(config))
     stream.PREFETCH_BYTES = int(BLOCK_MB.value * 2**20)
     rows = data.training_rows(prepared)
-    numbers = 2 * config.model.max_len + data.longest_history_of_rows(rows, prepared.num_items) + 1
+    numbers = config.model.max_len + 1 + data.longest_history_of_rows(rows, prepared.num_items) + 2
     steps = BLOCKS.value * max(1, stream.PREFETCH_BYTES // (4 * config.num_seeds * config.batch_size * numbers))
     plans = {"in memory": compiled(config, prepared, steps, "off"), "streamed": compiled(config, prepared, steps, "on")}
     made = plans["streamed"][0]

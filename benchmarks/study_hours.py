@@ -91,7 +91,8 @@ def main():
                     start = time.perf_counter()
                     run()
                     spent[seeds].append((time.perf_counter() - start) / options.steps)
-            steps = STUDY_SEEDS * STUDY_EPOCHS * plan_lib.count_steps(config, prepared.num_users)
+            model = plan_lib.make_parts(config, plan_lib.seed_layout(config, 1), prepared.num_items).model
+            steps = STUDY_SEEDS * STUDY_EPOCHS * plan_lib.count_steps(config, model, prepared)
             for seeds, times in spent.items():
                 each = statistics.median(times) / seeds
                 hours, share = steps * each / 3600, products(config, prepared.num_items) / each / rate

@@ -3,8 +3,8 @@
     python benchmarks/turns.py [--samples 1500] [--batch 128] [--length 200] [--turns 1 8 16]
 
 SASRec of width 50 with two blocks, sampled softmax, uniform negatives that the batch shares. A run on a CPU chooses the
-number of parts by itself (`programs.choose_turns`). The programs take turns within one process, warm, --steps steps at
-a time: medians, and the ratio to the first number of parts. Data are synthetic.
+number of parts by itself (`programs.choose_microbatches`). The programs take turns within one process, warm, --steps
+steps at a time: medians, and the ratio to the first number of parts. Data are synthetic.
 """
 
 import argparse
@@ -29,9 +29,10 @@ def compiled(turns: int, prepared: data.Prepared, options):
     """(a call that makes --steps steps and waits for them, a call that tells their mean loss)."""
     layout = mesh_lib.seed_layout(1)
     method = samplers.make("uniform", prepared.num_items, samplers.Settings(num_uniform=options.samples, scope="batch"))
-    model, adam = sasrec.SASRec(2, 1, 50, options.length), adam_lib.adam()
+    model = sasrec.make(sasrec.Settings(max_len=options.length), prepared.num_items)
+    adam = adam_lib.adam()
     dataset = data.training_set(prepared)
-    step = training.make_step(
+    step = training.Step(
         model=model,
         method=method,
         loss=losses.make("sampled_softmax", prepared.num_items),
@@ -39,10 +40,11 @@ def compiled(turns: int, prepared: data.Prepared, options):
         batch_size=options.batch,
         num_items=prepared.num_items,
         history_size=data.longest_history(dataset),
-        turns=turns,
+        num_microbatches=turns,
     )
-    init = functools.partial(training.init_state, model=model, num_items=prepared.num_items, optimizer=adam)
-    hyper = mesh_lib.repeat(layout, training.Hyper(np.float32(1e-3), np.float32(0.2), np.float32(1.0)))
+    sizes = {"num_items": prepared.num_items, "num_users": prepared.num_users}
+    init = functools.partial(training.init_state, model=model, optimizer=adam, **sizes)
+    hyper = mesh_lib.repeat(layout, training.HyperParams(np.float32(1e-3), np.float32(0.2), np.float32(1.0)))
     state = [mesh_lib.over_seeds(init, layout, (True, True))(mesh_lib.seed_keys(layout, 0), hyper)]
     tables = method.proposal.init(np.asarray(prepared.item_counts))
     advance = mesh_lib.over_devices(

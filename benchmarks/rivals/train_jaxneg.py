@@ -12,10 +12,11 @@ from turns import Turns
 from jaxneg.data import dataset as data
 from jaxneg.devices import mesh as mesh_lib
 from jaxneg.evaluation import ranks as ranking
-from jaxneg.models import sasrec
+from jaxneg.models import base, sasrec
 from jaxneg.run import config as config_lib
 from jaxneg.run import experiment, loop
 from jaxneg.run import programs as plan_lib
+from jaxneg.types import EvalCases
 
 DISPATCH_SECONDS = 0.5  # a run dispatches more steps at a time
 
@@ -74,23 +75,23 @@ def main():
 
 def recommender(settings: dict, plan: plan_lib.Plan, params: dict, num_items: int):
     """A call that makes the top-10 of every training user, and returns how many those are."""
-    model = sasrec.SASRec(settings["blocks"], 1, settings["width"], settings["length"])
+    model = sasrec.make(sasrec.Settings(settings["width"], settings["blocks"], 1, settings["length"]), num_items)
     chunks = ranking.choose_chunks(num_items, settings["width"])
     dataset = plan.dataset
     start, end = dataset.user_start[dataset.train_users], dataset.train_end[dataset.train_users]
+    users = jnp.arange(len(start))
+    cases = EvalCases(start, end, users, users, users)  # whose targets are not asked for
 
     @jax.jit
-    def recommend(params, items, start, end):
-        encode = functools.partial(sasrec.encode, model, params)
-        hidden = ranking.encode_histories(
-            encode, items, start, end, max_len=model.max_len, chunk_size=chunks.case_chunk
-        )
-        return ranking.count_recommended(hidden, params["item_table"], (settings["k"],), chunks=chunks)
+    def recommend(params, items, cases):
+        encode = functools.partial(base.encode_inputs, model, params)
+        hidden = ranking.encode_histories(encode, items, cases, length=model.max_len, chunk_size=chunks.case_chunk)
+        return ranking.count_recommended(hidden, params["tables"]["item"], (settings["k"],), chunks=chunks)
 
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), params)
 
     def call() -> int:
-        return int(np.sum(recommend(params, dataset.items, start, end))) // settings["k"]
+        return int(np.sum(recommend(params, dataset.items, cases))) // settings["k"]
 
     return call
 

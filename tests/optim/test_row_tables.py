@@ -160,17 +160,18 @@ def keys(*seeds):
 
 
 @pytest.mark.parametrize(
-    "method",
+    "method, l2_rows",
     [
-        "adaptive_mixed",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("uniform", "popularity")),
+        ("adaptive_mixed", 0.0),
+        ("popularity", 0.3),
+        *(pytest.param(name, 0.0, marks=pytest.mark.slow) for name in ("uniform", "popularity")),
     ],
 )
-def test_the_first_step_is_that_of_the_dense_form(prepared, method):
+def test_the_first_step_is_that_of_the_dense_form(prepared, method, l2_rows):
     """Without moments of the past an item that is not touched rests in both forms; after that it does not."""
     found = {}
     for form in row_tables.STORAGES:
-        init, advance, tables, dataset = parts(prepared, form, method)
+        init, advance, tables, dataset = parts(prepared, form, method, l2_rows=l2_rows)
         first = advance(np.int32(1), init(keys(3), HYPER), tables, dataset)
         loss, weights = np.asarray(first.loss_sum), jax.device_get(STORAGES[form].weights(first.params))
         later = advance(np.int32(1), first, tables, dataset)
@@ -302,6 +303,19 @@ def test_auto_is_dense_for_a_small_catalogue(cache, others, num_items, form):
     )
     assert settled.optimizer.item_table == form
     assert plan_lib.item_table_form(settled, num_items) == form
+
+
+@pytest.mark.parametrize("name", ["loss.l2", "optimizer.weight_decay"])
+@pytest.mark.parametrize("form, num_items", [("sparse", 80), ("auto", row_tables.SPARSE_FROM)])
+def test_what_moves_every_row_is_refused_by_the_sparse_form(cache, name, form, num_items):
+    config = config_lib.changed(small(cache), {name: 0.01, "optimizer.item_table": form})
+    layout = plan_lib.seed_layout(config, 1)
+    with pytest.raises(InputError, match=f"config.{name}=0.01 moves every row .* set it to dense"):
+        plan_lib.make_parts(config_lib.resolve(config), layout, num_items)
+    dense = config_lib.changed(config, {"optimizer.item_table": "dense", "loss.l2_rows": 0.1})
+    plan_lib.make_parts(config_lib.resolve(dense), layout, num_items)
+    rows_only = config_lib.changed(small(cache), {"loss.l2_rows": 0.1, "optimizer.item_table": form})
+    plan_lib.make_parts(config_lib.resolve(rows_only), layout, num_items)
 
 
 def test_the_record_tells_the_form(cache, tmp_path):

@@ -52,7 +52,7 @@ KEY = jax.random.key(3)
 @functools.cache
 def programs(sources: tuple, scope: str):
     """Jitted draws of one key and of several; methods that draw from the same proposals share them."""
-    name = next(name for name in samplers.METHODS if samplers.METHODS[name][0] == sources)
+    name = next(name for name in samplers.METHODS if samplers.METHODS[name].proposals == sources)
     proposal = samplers.make(name, 24, SETTINGS._replace(scope=scope)).proposal
 
     @jit
@@ -68,7 +68,7 @@ def drawn(request, world):
     name, scope = request.param
     method = samplers.make(name, world.num_items, SETTINGS._replace(scope=scope))
     tables = method.proposal.init(world.item_counts, world.target_counts)
-    one, several = programs(samplers.METHODS[name][0], scope)
+    one, several = programs(samplers.METHODS[name].proposals, scope)
     three = several(jnp.stack([jax.random.key(9), KEY, jax.random.key(4)]), tables, world.batch)
     return Drawn(name, scope, method, tables, *one(KEY, tables, world.batch), three)
 

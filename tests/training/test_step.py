@@ -5,13 +5,14 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from jaxneg import losses, samplers
 from jaxneg.data import dataset as data
 from jaxneg.data import prepare, synthetic
 from jaxneg.devices import mesh as mesh_lib
-from jaxneg.models import sasrec
+from jaxneg.models import base, sasrec
 from jaxneg.optim import adam as adam_lib
 from jaxneg.training import buckets
 from jaxneg.training import loop as training_loop
@@ -42,13 +43,13 @@ def gradient_of(step, form):
     return jax.jit(functools.partial(training.gradient, step, form))
 
 
-def parts(prepared, method="uniform", max_len=6, loss="bce", scope="sequence", **others):
+def parts(prepared, method="uniform", max_len=6, loss="bce", scope="sequence", optimizer=None, **others):
     """(init, step, tables, dataset) of a small run."""
     loss = "full_softmax" if method == "catalogue" else loss
     settings = samplers.Settings(num_in_batch=3, num_uniform=3, num_popularity=3, num_kept=2, scope=scope)
     chosen = samplers.make(method, prepared.num_items, settings)
     model = sasrec.make(sasrec.Settings(width=8, num_blocks=1, max_len=max_len), prepared.num_items)
-    adam = adam_lib.adam()
+    adam = optimizer or adam_lib.adam()
     dataset = data.training_set(prepared)
     step = training.Step(
         model=model,
@@ -260,3 +261,95 @@ def test_a_batch_that_does_not_fit_is_padded(prepared):
     whole = parts(prepared, max_len=40)[1]
     one, other = (advance_alone(s)(3, state, tables, dataset) for s in (step, whole))
     np.testing.assert_allclose(one.params["tables"]["item"], other.params["tables"]["item"], atol=1e-6)
+
+
+def sum_of_squares(rows, mask=None):
+    squares = jnp.square(rows).sum(axis=-1)
+    return jnp.sum(squares if mask is None else jnp.where(mask, squares, 0))
+
+
+def assert_trees_close(ours, theirs, atol=1e-6):
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=atol, rtol=1e-5), ours, theirs)
+
+
+@pytest.mark.parametrize(
+    "method, scope, others",
+    [
+        ("uniform", "sequence", {}),
+        ("in_batch", "batch", {"num_microbatches": 2}),
+        ("popularity_cohort", "sequence", {}),
+        ("catalogue", "sequence", {}),
+    ],
+)
+def test_l2_of_the_batchs_rows_is_the_plain_formula(prepared, method, scope, others):
+    """Half of it times the squares of each target's row, each valid negative's and each user's, per target.
+
+    Padded, cut by length and in microbatches; negatives of a position count where it has a target.
+    """
+    weight, cut = 0.3, (buckets.Bucket(6, 40), buckets.Bucket(6, 30), buckets.Bucket(4, 25))
+    settings = {"max_len": 40, "buckets": cut, "scope": scope} | others
+    init, step, tables, dataset = parts(prepared, method, l2_rows=weight, **settings)
+    without = step._replace(l2_rows=0.0)
+    state = init(jax.random.key(0), HYPER)
+    given, _ = training.gather(step, state, *training.draw(step, state, dataset), tables)
+    given = given._replace(params=jax.tree.map(lambda x: x + 0.1, given.params))
+
+    def plain(params):
+        rows = functools.partial(base.lookup, params["tables"]["item"])
+        targets, offered = given.batch.targets, given.candidates
+        mask = offered.mask & (targets > 0)[..., None] if offered.mask.shape[1] > 1 else offered.mask
+        squares = sum_of_squares(rows(targets))
+        squares += sum_of_squares(rows(offered.item_ids), mask) if offered.item_ids.size else 0
+        return 0.5 * weight * squares / jnp.sum(targets > 0)
+
+    assert np.any(np.asarray(given.batch.targets) == 0)
+    term, gradient = jax.value_and_grad(plain)(given.params)
+    assert term > 1e-3
+    for name in ("padded", "cut"):
+        value, found = gradient_of(step, getattr(step, name))(given)
+        value_without, found_without = gradient_of(without, getattr(without, name))(given)
+        np.testing.assert_allclose(value - value_without, term, rtol=1e-4)
+        assert_trees_close(jax.tree.map(jnp.subtract, found, found_without), gradient, atol=2e-6)
+
+
+@pytest.mark.parametrize("has_users, has_positions", [(True, True), (False, True), (True, False)])
+def test_l2_of_all_embeddings_is_the_plain_formula(prepared, has_users, has_positions):
+    """Of every table and of the positions, and of no other weight."""
+    _, step, _, _ = parts(prepared, l2=0.2)
+    keys = iter(jax.random.split(jax.random.key(0), 9))
+
+    def made():
+        tables = {"item": (7, 4)} | ({"user": (5, 3)} if has_users else {})
+        network = {"dense": (4, 4)} | ({"positions": (6, 4)} if has_positions else {})
+        shapes = {"tables": tables, "network": network}
+        return jax.tree.map(
+            lambda shape: jax.random.normal(next(keys), shape), shapes, is_leaf=lambda x: type(x) is tuple
+        )
+
+    params, sums = made(), made()
+
+    def plain(params):
+        embeddings = [*params["tables"].values(), params["network"].get("positions", jnp.zeros(()))]
+        return 0.5 * 0.2 * sum(jnp.sum(jnp.square(x)) for x in embeddings)
+
+    term, gradient = jax.value_and_grad(plain)(params)
+    value, found = training.add_l2(step, params, jnp.float32(1.5), sums)
+    np.testing.assert_allclose(value, 1.5 + term, rtol=1e-6)
+    assert_trees_close(found, jax.tree.map(jnp.add, sums, gradient))
+    np.testing.assert_array_equal(found["network"]["dense"], sums["network"]["dense"])
+
+
+def test_weight_decay_is_that_of_optax(prepared):
+    """`optax.add_decayed_weights` before Adam, over three steps of every weight; the loss does not tell it."""
+    both = []
+    for others in ({"weight_decay": 0.5}, {"optimizer": optax.chain(optax.add_decayed_weights(0.5), adam_lib.adam())}):
+        init, step, tables, dataset = parts(prepared, **others)
+        state = init(jax.random.key(0), HYPER)
+        both.append(advance_alone(step)(3, state, tables, dataset))
+    ours, theirs = both
+    assert_trees_close(ours.params, theirs.params)
+    np.testing.assert_allclose(ours.loss_sum, theirs.loss_sum, rtol=1e-6)
+    init, step, tables, dataset = parts(prepared)
+    plain = advance_alone(step)(3, init(jax.random.key(0), HYPER), tables, dataset)
+    differ = jax.tree.map(lambda x, y: np.abs(np.asarray(x - y)).max(), plain.params, ours.params)
+    assert differ["tables"]["item"] > 1e-3 and differ["network"]["positions"] > 1e-3
