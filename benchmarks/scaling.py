@@ -25,7 +25,7 @@ from jaxneg import losses, samplers
 from jaxneg.devices import memory as memory_lib
 from jaxneg.devices import mesh as mesh_lib
 from jaxneg.evaluation import ranks as ranking_lib
-from jaxneg.models import sasrec
+from jaxneg.models import layers, sasrec
 from jaxneg.optim import adam as adam_lib
 from jaxneg.optim import row_tables
 from jaxneg.training import loop as training_loop
@@ -410,7 +410,7 @@ def checks(size: Size, form: str) -> Iterator[Check]:
     """The formulas against the traced step, which is counted, not run."""
     step = traced_step(size, form)
     counted = count(step.program.jaxpr, size.items)
-    products = step_products(size, sasrec.QUERY_CHUNK if jax.default_backend() == "cpu" else None)
+    products = step_products(size, layers.QUERY_CHUNK if jax.default_backend() == "cpu" else None)
     yield Check("operations of products", total(products, "flops"), counted.flops)
     yield Check("bytes of products", total(products, "bytes"), counted.product_bytes)
     yield Check("item rows moved", moved_bytes(size, form), counted.item_rows)
@@ -437,7 +437,7 @@ def compiler_checks(size: Size, form: str) -> Iterator[Check]:
     program = traced_step(size, form).program.lower().compile()
     cost = program.cost_analysis()
     traffic = sparse_traffic(size) if form == "sparse" else dense_traffic(size)
-    products = step_products(size, sasrec.QUERY_CHUNK if jax.default_backend() == "cpu" else None)
+    products = step_products(size, layers.QUERY_CHUNK if jax.default_backend() == "cpu" else None)
     yield Check("operations", total(products, "flops"), cost["flops"])
     yield Check("bytes through memory", total(products, "bytes") + traffic + draw_bytes(size), cost["bytes accessed"])
     if form == "sparse":

@@ -275,7 +275,9 @@ def batch_loss(
             at_pad = jnp.broadcast_to(step.model.pad_state(params["network"]), (len(hidden), 1, hidden.shape[-1]))
             total += num_cut * jnp.sum(values(at_pad, jnp.zeros_like(targets[:, :1]), negative_rows))
         if step.l2_rows:
-            total += 0.5 * step.l2_rows * squares_of_rows(step, cut, targets, own_rows, user)
+            is_shared = cut.candidates.mask.shape[0] == 1  # then the first cut counts them, for all
+            counted_rows = own_rows if is_shared else negative_rows
+            total += 0.5 * step.l2_rows * squares_of_rows(step, cut, targets, counted_rows, user)
     return total / jnp.maximum(given.count, 1)
 
 
