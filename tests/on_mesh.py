@@ -76,7 +76,7 @@ def run(folder: pathlib.Path, model: str, data_axis: int, model_axis: int, strea
             "batch_size": 8,
             "data.format": "synthetic",
             "data.synthetic.num_users": 300,
-            "data.synthetic.num_items": 60_000,
+            "data.synthetic.num_items": 60_000 if model == "sasrec" else 6_000,
             "data.synthetic.num_rows": 60_000,
             "data.min_user_rows": 2,
             "data.min_item_rows": 1,
