@@ -319,11 +319,10 @@ def test_the_full_softmax_goes_with_dot_products(model, cache, tmp_path):
     assert all(np.isfinite(row["loss"]) for row in rows_of(tmp_path))
 
 
-@pytest.mark.parametrize("moments", ["float32", "int8"])
 @pytest.mark.parametrize("model", settings.MODELS)
-def test_sparse_tables(model, moments, cache, tmp_path):
-    """Row-sparse Adam on all tables learns as the dense one, about."""
-    values = {"num_epochs": 2, "optimizer__item_table": "sparse", "optimizer__moments": moments}
+def test_sparse_tables(model, cache, tmp_path):
+    """Row-sparse Adam on all tables, with moments of a byte; with float32 it is split over devices below."""
+    values = {"num_epochs": 2, "optimizer__item_table": "sparse", "optimizer__moments": "int8"}
     experiment.run(small(cache, model, "uniform", **values), tmp_path)
     rows = [row for row in rows_of(tmp_path) if row["cohort"] == "all"]
     assert all(np.isfinite(row["loss"]) for row in rows)
