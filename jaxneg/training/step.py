@@ -275,9 +275,7 @@ def batch_loss(
             at_pad = jnp.broadcast_to(step.model.pad_state(params["network"]), (len(hidden), 1, hidden.shape[-1]))
             total += num_cut * jnp.sum(values(at_pad, jnp.zeros_like(targets[:, :1]), negative_rows))
         if step.l2_rows:
-            is_shared = cut.candidates.mask.shape[0] == 1  # then the first cut counts them, for all
-            counted_rows = own_rows if is_shared else negative_rows
-            total += 0.5 * step.l2_rows * squares_of_rows(step, cut, targets, counted_rows, user)
+            total += 0.5 * step.l2_rows * squares_of_rows(step, given, cut, targets, negative_rows, user)
     return total / jnp.maximum(given.count, 1)
 
 
@@ -304,13 +302,19 @@ def position_losses(
     return step.loss(positive_scores, chosen, negative_weight=given.hyper.negative_weight)
 
 
-def squares_of_rows(step: Step, cut: Cut, target_rows, negative_rows, user_rows) -> Float[Array, ""]:
-    """The sum of squares of the rows of a cut; what all parts of a batch share counts once for all of them."""
+def squares_of_rows(step: Step, given: LossInputs, cut: Cut, target_rows, negative_rows, user_rows) -> Float[Array, ""]:
+    """The sum of squares of the rows of a cut; what all parts of a batch share counts once for all of them.
+
+    A sequence's negatives count once, those of a position where it has a target.
+    """
     mask = cut.candidates.mask
-    share = 1 / step.shares if mask.shape[0] == 1 else 1.0
-    negatives = jnp.where(mask[..., None], negative_rows, 0) if negative_rows.size else jnp.zeros(())
-    users = jnp.zeros(()) if user_rows is None else user_rows
-    return jnp.sum(jnp.square(target_rows)) + share * jnp.sum(jnp.square(negatives)) + jnp.sum(jnp.square(users))
+    mask = mask & (cut.targets > 0)[..., None] if mask.shape[1] > 1 else mask
+    negatives = jnp.sum(jnp.where(mask, jnp.sum(jnp.square(negative_rows), axis=-1), 0))
+    # A cut of one row has a mask of one row too, so the whole share tells whether it is of no sequence's own.
+    if given.candidates.mask.shape[0] == 1 and step.batch_size > step.shard.number:
+        negatives = negatives / step.shares if cut.first_row == 0 else jnp.zeros(())
+    users = jnp.zeros(()) if user_rows is None else jnp.sum(jnp.square(user_rows))
+    return jnp.sum(jnp.square(target_rows)) + negatives + users
 
 
 def add_l2(step: Step, params: dict, value: Float[Array, ""], sums: dict) -> tuple[Float[Array, ""], dict]:

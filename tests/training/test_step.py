@@ -272,10 +272,15 @@ def assert_trees_close(ours, theirs, atol=1e-6):
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=atol, rtol=1e-5), ours, theirs)
 
 
+ONE_ROW = (buckets.Bucket(2, 40), buckets.Bucket(12, 38), buckets.Bucket(2, 30))
+
+
 @pytest.mark.parametrize(
     "method, scope, others",
     [
         ("uniform", "sequence", {}),
+        ("uniform", "position", {}),
+        ("uniform", "sequence", {"num_microbatches": 2, "buckets": ONE_ROW}),  # in each cut of a microbatch but one
         ("in_batch", "batch", {"num_microbatches": 2}),
         ("popularity_cohort", "sequence", {}),
         ("catalogue", "sequence", {}),
